@@ -7,20 +7,49 @@ Floor plan (a section uses only the sections before it):
 
 from __future__ import annotations
 
+import argparse
+import base64
+import collections
+import contextlib
 import dataclasses
+import datetime
+import email.message
+import errno
+import fcntl
+import functools
+import hashlib
+import heapq
 import http.client
+import http.server
+import importlib
 import ipaddress
+import itertools
 import json
 import logging
 import os
+import platform
+import queue
 import random
 import re
+import secrets
+import select
+import shutil
+import signal
 import socket
+import socketserver
+import stat
+import struct
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+import urllib.parse
+import uuid
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 __version__ = "0.1.0"
 
@@ -99,6 +128,12 @@ class LostClaim(Unavailable):
     exit_code = 3
 
 
+class Forbidden(ArpanetError):
+    """Somebody who is not of this arpanet asked."""
+
+    status = 403
+
+
 class NoRoom(Unavailable):
     """No host can take the container."""
 
@@ -122,3 +157,7123 @@ def name_taken(name: str, container_id: str) -> Conflict:
         f'Conflict. The container name "/{name}" is already in use by container "{container_id}". '
         "You have to remove (or rename) that container to be able to reuse that name."
     )
+
+
+# ==== Settings ================================================================
+# One row gives the flag, the variable, the help line and the README line.
+# Flag beats environment beats /etc/arpanet/arpanet.env beats default.
+
+ENV_FILE = "/etc/arpanet/arpanet.env"
+PRIVATE_NETWORKS = tuple(
+    ipaddress.ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+)
+
+
+def parse_text(text: str) -> str:
+    """Return the text as it is."""
+    return text
+
+
+def parse_port(text: str) -> int:
+    """Return a TCP port. Raises ValueError."""
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise ValueError("a port is a number from 1 to 65535")
+    return int(text)
+
+
+def parse_seconds(text: str) -> float:
+    """Return a positive number of seconds. Raises ValueError."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise ValueError("a number of seconds is needed, like 10 or 2.5")
+    return seconds
+
+
+def parse_flag(text: str) -> bool:
+    """Return a yes or no. Raises ValueError."""
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError("say 1 or 0")
+
+
+def parse_ip(text: str) -> str:
+    """Return an IPv4 address in its usual form, "" for none. Raises ValueError."""
+    if not text:
+        return ""
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise ValueError("an IPv4 address is needed, like 192.168.8.120") from None
+
+
+def parse_ips(text: str) -> tuple[str, ...]:
+    """Return addresses that stand between commas. Raises ValueError."""
+    return tuple(parse_ip(part.strip()) for part in text.split(",") if part.strip())
+
+
+def parse_peers(text: str) -> tuple[str, ...]:
+    """Return ("boot",), addresses, or () when nothing was said. Raises ValueError."""
+    if text == "boot":
+        return ("boot",)
+    try:
+        return parse_ips(text)
+    except ValueError:
+        raise ValueError(
+            "say boot, or the addresses of masters: 192.168.8.120,192.168.8.121"
+        ) from None
+
+
+def parse_subnet(text: str) -> str:
+    """Return an IPv4 network in its usual form. Raises ValueError."""
+    try:
+        network = ipaddress.IPv4Network(text)
+    except ValueError:
+        raise ValueError("a network is needed, like 198.18.0.0/16") from None
+    if network.prefixlen > 24:
+        raise ValueError("the network must have room for many links: /24 or larger")
+    return str(network)
+
+
+def parse_hostname(text: str) -> str:
+    """Return a host name that can stand behind an @. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})", text):
+        raise ValueError("a name of letters, digits, dots and dashes is needed, like h1")
+    return text
+
+
+def parse_docker_host(text: str) -> str:
+    """Return the path of the engine's unix socket. Raises ValueError."""
+    path = text.removeprefix("unix://")
+    if not path.startswith("/"):
+        raise ValueError(
+            "the engine is spoken to on its unix socket, like unix:///var/run/docker.sock"
+        )
+    return path
+
+
+def parse_level(text: str) -> str:
+    """Return a level of the logging module. Raises ValueError."""
+    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError("say debug, info, warning or error")
+    return text.upper()
+
+
+class Setting(NamedTuple):
+    """One setting: its flag is --name with dashes."""
+
+    name: str
+    variable: str
+    default: str
+    parse: Callable[[str], Any]
+    help: str
+    metavar: str
+    roles: str  # who reads it
+
+    @property
+    def flag(self) -> str:
+        """Return the flag of the command line."""
+        return "--" + self.name.replace("_", "-")
+
+
+SETTINGS = (
+    Setting(
+        "hostname",
+        "HOSTNAME",
+        "",
+        parse_hostname,
+        "This host's name in arpanet (default: the machine's)",
+        "NAME",
+        "master slave",
+    ),
+    Setting(
+        "ip",
+        "ARPANET_IP",
+        "",
+        parse_ip,
+        "This machine's address for the others (default: its one private address)",
+        "IP",
+        "master slave",
+    ),
+    Setting(
+        "masters",
+        "ARPANET_MASTERS",
+        "",
+        parse_ips,
+        "Addresses of some masters (default: the master on this machine, and those met before)",
+        "IP[,IP…]",
+        "master slave client",
+    ),
+    Setting(
+        "peers",
+        "ARPANET_PEERS",
+        "",
+        parse_peers,
+        "For master start: boot for the first master, else addresses of masters that are there",
+        "boot|IP[,IP…]",
+        "master",
+    ),
+    Setting(
+        "api_port",
+        "ARPANET_API_PORT",
+        "8791",
+        parse_port,
+        "Port of the Docker API on masters",
+        "PORT",
+        "master slave client",
+    ),
+    Setting(
+        "agent_port",
+        "ARPANET_AGENT_PORT",
+        "8792",
+        parse_port,
+        "Port of the agent on slaves",
+        "PORT",
+        "slave",
+    ),
+    Setting(
+        "etcd_port",
+        "ARPANET_ETCD_PORT",
+        "2379",
+        parse_port,
+        "Port of etcd for clients, the same on all masters",
+        "PORT",
+        "master slave",
+    ),
+    Setting(
+        "etcd_peer_port",
+        "ARPANET_ETCD_PEER_PORT",
+        "2380",
+        parse_port,
+        "Port of etcd for its peers, the same on all masters",
+        "PORT",
+        "master",
+    ),
+    Setting(
+        "link_subnet",
+        "ARPANET_LINK_SUBNET",
+        "198.18.0.0/16",
+        parse_subnet,
+        "Network of the virtual addresses of links, the same on all machines",
+        "NET",
+        "master slave",
+    ),
+    Setting(
+        "docker_host",
+        "DOCKER_HOST",
+        "/var/run/docker.sock",
+        parse_docker_host,
+        "Unix socket of this machine's Docker Engine",
+        "SOCKET",
+        "slave",
+    ),
+    Setting(
+        "socket",
+        "ARPANET_SOCKET",
+        "/run/arpanet/docker.sock",
+        parse_text,
+        "For client start: the unix socket to offer",
+        "PATH",
+        "client",
+    ),
+    Setting(
+        "auto_name",
+        "ARPANET_AUTO_NAME",
+        "0",
+        parse_flag,
+        "1: masters give a name to a container that has none",
+        "0|1",
+        "master",
+    ),
+    Setting(
+        "lease_s",
+        "ARPANET_LEASE_S",
+        "10",
+        parse_seconds,
+        "Seconds after which a silent host counts as down (10 or more)",
+        "S",
+        "master slave",
+    ),
+    Setting(
+        "state_dir",
+        "ARPANET_STATE_DIR",
+        "/var/lib/arpanet",
+        parse_text,
+        "Where the state of this machine is kept",
+        "DIR",
+        "master slave client",
+    ),
+    Setting(
+        "run_dir",
+        "ARPANET_RUN_DIR",
+        "/run/arpanet",
+        parse_text,
+        "Where lock files and sockets are kept",
+        "DIR",
+        "master slave client",
+    ),
+    Setting(
+        "log_dir",
+        "ARPANET_LOG_DIR",
+        "/var/log/arpanet",
+        parse_text,
+        "Where daemons write their logs",
+        "DIR",
+        "master slave client",
+    ),
+    Setting(
+        "log_level",
+        "ARPANET_LOG_LEVEL",
+        "info",
+        parse_level,
+        "debug, info, warning or error",
+        "LEVEL",
+        "master slave client",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of one run; the fields are the rows of SETTINGS."""
+
+    hostname: str
+    ip: str
+    masters: tuple[str, ...]
+    peers: tuple[str, ...]
+    api_port: int
+    agent_port: int
+    etcd_port: int
+    etcd_peer_port: int
+    link_subnet: str
+    docker_host: str
+    socket: str
+    auto_name: bool
+    lease_s: float
+    state_dir: str
+    run_dir: str
+    log_dir: str
+    log_level: str
+
+
+def read_env_file(path: str = ENV_FILE) -> dict[str, str]:
+    """Return NAME=VALUE lines of a file, {} when there is none. Raises Usage on a line that is neither."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as e:
+        raise Usage(f"cannot read {path}: {e}") from e
+    found = {}
+    for number, raw in enumerate(lines, 1):
+        line = raw.strip().removeprefix("export ")
+        if line and not line.startswith("#"):
+            name, separator, value = line.partition("=")
+            if not separator:
+                raise Usage(f"{path} line {number}: NAME=VALUE is needed, not {line!r}")
+            found[name.strip()] = value.strip().strip("\"'")
+    return found
+
+
+def read_settings(
+    flags: Mapping[str, str | None],
+    environment: Mapping[str, str],
+    file: Mapping[str, str],
+    machine_name: str,
+) -> Settings:
+    """Return the settings; flags holds texts by setting name, None where not given.
+
+    Raises Usage that names the flag and the variable of the bad value.
+    """
+    values: dict[str, Any] = {}
+    for row in SETTINGS:
+        default = machine_name if row.name == "hostname" else row.default
+        text = flags.get(row.name)
+        if text is None:
+            text = environment.get(row.variable)
+        if text is None:
+            text = file.get(row.variable, default)
+        try:
+            values[row.name] = row.parse(text)
+        except ValueError as e:
+            raise Usage(f"{row.flag} ({row.variable}) cannot be {text!r}: {e}") from e
+    return Settings(**values)
+
+
+def settings_table() -> str:
+    """Return the README's table of settings."""
+    rows = [
+        f"| `{s.flag}` | `{s.variable}` | {f'`{s.default}`' if s.default else ''} | {s.help} |"
+        for s in SETTINGS
+    ]
+    head = ["| flag | variable | default | what it sets |", "|---|---|---|---|"]
+    return "\n".join(head + rows)
+
+
+def local_addresses() -> dict[str, str]:
+    """Return the IPv4 address of each interface of this machine. Source: ioctl SIOCGIFADDR."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, interface in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(
+                    probe.fileno(), 0x8915, struct.pack("256s", interface.encode()[:15])
+                )
+            except OSError:
+                continue  # an interface without an address
+            found[interface] = socket.inet_ntoa(answer[20:24])
+    return found
+
+
+def is_local_ip(ip: str) -> bool:
+    """Return whether this machine can listen at an address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((ip, 0))
+        except OSError:
+            return False
+    return True
+
+
+def choose_ip(wanted: str, interfaces: Mapping[str, str]) -> str:
+    """Return ARPANET_IP: the wanted one if it is this machine's, else its one private address.
+
+    Raises Usage that lists the candidates.
+    """
+    mine = [
+        address
+        for name, address in interfaces.items()
+        if name != "lo" and not re.match(r"docker\d|br-[0-9a-f]{12}$|veth|virbr", name)
+    ]
+    if wanted:
+        if wanted in interfaces.values() or is_local_ip(wanted):
+            return wanted
+        raise Usage(
+            f"--ip (ARPANET_IP) {wanted} is not an address of this machine; "
+            f"it has: {', '.join(mine) or 'none'}"
+        )
+    private = [a for a in mine if any(ipaddress.ip_address(a) in n for n in PRIVATE_NETWORKS)]
+    if len(private) == 1:
+        return private[0]
+    raise Usage(
+        f"this machine has {'several' if private else 'no'} private addresses; say which address "
+        f"the others reach it at: ARPANET_IP=IP "
+        f"(candidates: {', '.join(private or mine) or 'none; 127.0.0.1 for one machine alone'})"
+    )
+
+
+# ==== Helpers =================================================================
+# Threads, waiting, addresses, and HTTP over any stream. Nothing here knows what
+# a container is.
+
+BLOCK_BYTES = 64 * 1024
+HEAD_LIMIT_BYTES = 1024 * 1024
+
+
+class HostPort(NamedTuple):
+    """A TCP address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+Value = TypeVar("Value")
+Address = HostPort | tuple[str, int] | str  # a str is the path of a unix socket
+
+
+def spawn(
+    name: str, run: Callable[[], None], stop: threading.Event | None = None
+) -> threading.Thread:
+    """Start and return a named thread; its death by an exception is logged, and sets stop."""
+
+    def guarded() -> None:
+        try:
+            run()
+        except Exception:
+            log.exception("thread %s ended by a fault", name)
+            if stop is not None:
+                stop.set()
+
+    thread = threading.Thread(target=guarded, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+class Backoff:
+    """Growing pauses with jitter between tries; reset() after a success."""
+
+    def __init__(self, first_s: float = 0.2, most_s: float = 5.0) -> None:
+        self.first_s, self.most_s = first_s, most_s
+        self._next_s = first_s
+
+    def reset(self) -> None:
+        self._next_s = self.first_s
+
+    def wait(self, stop: threading.Event) -> bool:
+        """Return True if stop was set; else after the pause."""
+        pause_s = self._next_s * random.uniform(0.7, 1.3)
+        self._next_s = min(self._next_s * 2, self.most_s)
+        return stop.wait(pause_s)
+
+
+def utc_now() -> datetime.datetime:
+    """Return the wall clock; for showing ages to people, never for deciding."""
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def dump_json(value: Any) -> bytes:
+    """Return compact JSON with sorted keys: equal values are equal bytes."""
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+
+def load_object(text: bytes, what: str) -> dict[str, Any]:
+    """Return a JSON object. Raises BadRequest that says what is malformed."""
+    try:
+        value = json.loads(text)
+    except ValueError as e:
+        raise BadRequest(f"{what} is not JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise BadRequest(f"{what} must be a JSON object")
+    return value
+
+
+def tune_socket(sock: socket.socket) -> None:
+    """Send small messages at once, and notice a dead far end after about half a minute."""
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+def dial(address: Address, timeout_s: float = 5.0) -> socket.socket:
+    """Return a connected socket, without a timeout from then on. Raises OSError."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(address)
+        sock.settimeout(None)
+        tune_socket(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def send_request(
+    sock: socket.socket,
+    method: str,
+    target: str,
+    headers: Iterable[tuple[str, str]],
+    body: bytes = b"",
+) -> None:
+    """Write an HTTP/1.1 request. Raises OSError, BadRequest on characters no head can hold."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: docker"] + [f"{n}: {v}" for n, v in headers]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise BadRequest("a request head cannot hold line breaks")
+    sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body)
+
+
+def read_response(sock: socket.socket, method: str) -> http.client.HTTPResponse:
+    """Return the response once its head is there. Raises OSError."""
+    response = http.client.HTTPResponse(sock, method=method)
+    try:
+        response.begin()
+    except (http.client.HTTPException, ValueError) as e:
+        response.close()
+        raise OSError(f"the answer is not HTTP: {e!r}") from e
+    return response
+
+
+def buffered_bytes(reader: Any) -> bytes:
+    """Return and consume what a buffered reader has read ahead, without waiting for more.
+
+    reader: a BufferedReader over a non-blocking socket.
+    """
+    ahead = reader.peek()
+    return bytes(reader.read1(len(ahead))) if ahead else b""
+
+
+def http_json(address: Address, method: str, path: str, timeout_s: float, body: Any = None) -> Any:
+    """Return the JSON that a server of ours answers. Raises OSError, EngineError with its words."""
+    payload = b"" if body is None else dump_json(body)
+    headers = [("Connection", "close"), ("Content-Length", str(len(payload)))]
+    with contextlib.closing(dial(address, timeout_s)) as sock:
+        sock.settimeout(timeout_s)
+        send_request(sock, method, path, headers, payload)
+        with contextlib.closing(read_response(sock, method)) as response:
+            try:
+                answer = json.loads(response.read() or b"null")
+            except (http.client.HTTPException, ValueError) as e:
+                raise OSError(f"{address} does not speak arpanet: {e!r}") from e
+            if response.status >= 400:
+                message = answer.get("message", "") if isinstance(answer, dict) else ""
+                raise EngineError(response.status, message or f"status {response.status}")
+    return answer
+
+
+class Recent(Generic[Value]):
+    """A map that forgets its oldest rows; safe for threads."""
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._most = most
+        self._rows: dict[str, Value] = {}
+        self._lock = threading.Lock()  # guards _rows
+
+    def put(self, key: str, value: Value) -> None:
+        with self._lock:
+            self._rows.pop(key, None)
+            self._rows[key] = value
+            while len(self._rows) > self._most:
+                del self._rows[next(iter(self._rows))]
+
+    def get(self, key: str) -> Value | None:
+        with self._lock:
+            return self._rows.get(key)
+
+    def pop(self, key: str) -> Value | None:
+        with self._lock:
+            return self._rows.pop(key, None)
+
+
+class Body:
+    """The body of a request that is being read: by length, or in chunks.
+
+    Raises BadRequest on framing that is malformed. Source: RFC 9112, 6 and 7.
+    """
+
+    def __init__(self, reader: Any, headers: email.message.Message) -> None:
+        self._reader = reader
+        self.chunked = bool(headers.get_all("Transfer-Encoding"))
+        lengths = headers.get_all("Content-Length", [])
+        if self.chunked:
+            codings = ",".join(headers.get_all("Transfer-Encoding", [])).lower().strip()
+            if codings != "chunked" or lengths:
+                raise BadRequest("a body is either chunked or has one Content-Length")
+        if len(set(lengths)) > 1 or any(not x.strip().isdigit() for x in lengths):
+            raise BadRequest(f"Content-Length cannot be {', '.join(lengths)!r}")
+        self.length = int(lengths[0]) if lengths else 0
+        self.finished = not self.chunked and self.length == 0
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the body as it comes; blocks. Raises BadRequest when it ends early."""
+        yield from self._chunked_blocks() if self.chunked else self._counted_blocks(self.length)
+        self.finished = True
+
+    def read(self, limit_bytes: int = 16 * 1024 * 1024) -> bytes:
+        """Return the whole body. Raises BadRequest when it is longer than the limit or ends early."""
+        found: list[bytes] = []
+        size = 0
+        for block in self.blocks() if not self.finished else ():
+            size += len(block)
+            if size > limit_bytes:
+                raise BadRequest(f"the body is longer than {limit_bytes} bytes")
+            found.append(block)
+        return b"".join(found)
+
+    def _counted_blocks(self, length: int) -> Iterator[bytes]:
+        left = length
+        while left:
+            block = self._reader.read1(min(left, BLOCK_BYTES))
+            if not block:
+                raise BadRequest(f"the body ended after {length - left} of {length} bytes")
+            left -= len(block)
+            yield block
+
+    def _chunked_blocks(self) -> Iterator[bytes]:
+        while True:
+            line = self._reader.readline(1024)
+            size, _, _ = line.strip().partition(b";")
+            if not line.endswith(b"\n") or not re.fullmatch(rb"[0-9a-fA-F]{1,15}", size):
+                raise BadRequest("the chunked body is malformed or ended early")
+            if int(size, 16) == 0:
+                break
+            yield from self._counted_blocks(int(size, 16))
+            if self._reader.readline(3) not in (b"\r\n", b"\n"):
+                raise BadRequest("the chunked body is malformed")
+        while self._reader.readline(HEAD_LIMIT_BYTES).strip():
+            pass  # trailers
+
+
+def write_chunk(write: Callable[[bytes], Any], block: bytes) -> None:
+    """Write one block of a chunked body."""
+    write(b"%x\r\n%s\r\n" % (len(block), block))
+
+
+def write_file(path: str, content: bytes, mode: int = 0o600) -> None:
+    """Replace a file in one step, safe on disk when this returns. Raises OSError."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    temporary = f"{path}.new"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with open(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_file(path: str) -> bytes:
+    """Return a file's content, b"" when there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def gather(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Return each call's result, or the ArpanetError or OSError it raised; they run at once."""
+    results: dict[str, Any] = {}
+
+    def run(name: str, call: Callable[[], Any]) -> None:
+        try:
+            results[name] = call()
+        except (ArpanetError, OSError) as e:
+            results[name] = e
+
+    threads = [
+        spawn(f"ask-{name}", functools.partial(run, name, call)) for name, call in calls.items()
+    ]
+    for thread in threads:
+        thread.join()
+    return {name: results.get(name, Unavailable("no answer")) for name in calls}
+
+
+# ==== Model ===================================================================
+# What is known, as values that are never changed, and every decision about it.
+# No I/O, no clock, no lock: most tests need nothing but this section.
+# All keys of the mesh sit under PREFIX and hold JSON.
+
+PREFIX = "/arpanet/"
+LABEL_LINKS = "arpanet.links"
+LABEL_VOLUMES = "arpanet.volumes"
+NEWEST_API, OLDEST_API = (1, 51), (1, 24)
+NAME_RULE = "[a-zA-Z0-9][a-zA-Z0-9_.-]"
+ZERO_TIME = "0001-01-01T00:00:00Z"
+
+
+class Host(NamedTuple):
+    """One Docker host, as its slave registered it (hosts/NAME)."""
+
+    name: str
+    ip: str
+    agent_port: int
+    machine: str
+    version: str
+    engine: Mapping[str, Any]  # version, api, min_api, id, os, kernel, arch, cpus, memory_bytes
+
+    @property
+    def agent(self) -> HostPort:
+        return HostPort(self.ip, self.agent_port)
+
+
+class MasterInfo(NamedTuple):
+    """One living master (masters/NAME)."""
+
+    name: str
+    ip: str
+    api_port: int
+    version: str
+
+
+class NameEntry(NamedTuple):
+    """Who holds a container name (names/NAME); the id is "" until the engine has made it."""
+
+    host: str
+    id: str
+
+
+class Link(NamedTuple):
+    """A link that a container declared: what it calls alias is container target, at address vip."""
+
+    target: str
+    alias: str
+    vip: str
+
+
+class Container(NamedTuple):
+    """One container, as its slave published it (containers/HOST/ID)."""
+
+    host: str
+    id: str
+    name: str
+    summary: Mapping[str, Any]  # the engine's entry of GET /containers/json, less Status
+    state: Mapping[str, Any]  # of the engine's inspect: Status, ExitCode, StartedAt, ...
+    expose: tuple[str, ...]  # "5432/tcp"
+    bindings: tuple[str, ...]  # host ports it asks for: "8080/tcp", "10.0.0.1:8080/tcp"
+    links: tuple[Link, ...]
+
+    @property
+    def full_name(self) -> str:
+        """Return NAME@HOST."""
+        return f"{self.name}@{self.host}"
+
+    @property
+    def running(self) -> bool:
+        return bool(self.state.get("Running"))
+
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        return (self.summary.get("NetworkSettings") or {}).get("Networks") or {}
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Return its addresses on its host's networks, none while it does not run."""
+        found = [n.get("IPAddress") for n in self.networks.values()]
+        return tuple(ip for ip in found if ip) if self.running else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """All that the mesh says, as of one revision."""
+
+    revision: int = 0
+    hosts: Mapping[str, Host] = dataclasses.field(default_factory=dict)
+    alive: Mapping[str, str] = dataclasses.field(default_factory=dict)  # host: machine
+    masters: Mapping[str, MasterInfo] = dataclasses.field(default_factory=dict)
+    containers: Mapping[str, Container] = dataclasses.field(default_factory=dict)  # by id
+    names: Mapping[str, NameEntry] = dataclasses.field(default_factory=dict)
+    volumes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # volume: host
+    vips: Mapping[str, str] = dataclasses.field(default_factory=dict)  # container name: address
+    addresses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # address: name
+
+    def members(self) -> frozenset[str]:
+        """Return the addresses of all machines of this arpanet."""
+        return frozenset(
+            [m.ip for m in self.masters.values()] + [h.ip for h in self.hosts.values()]
+        )
+
+    def living_hosts(self) -> list[Host]:
+        """Return the hosts whose slaves are alive, by name."""
+        return [self.hosts[name] for name in sorted(self.hosts) if name in self.alive]
+
+
+class Change(NamedTuple):
+    """A key that was written, or deleted (value None)."""
+
+    key: str
+    value: bytes | None
+
+
+def key_of(table: str, *parts: str) -> str:
+    """Return the mesh key of a row."""
+    return PREFIX + "/".join((table, *parts))
+
+
+def row_of(table: str, name: str, value: dict[str, Any]) -> Any:
+    """Return the value that a View holds for a row. Raises KeyError when a field is missing."""
+    if table == "hosts":
+        return Host(
+            name,
+            value["ip"],
+            value["agent_port"],
+            value["machine"],
+            value["version"],
+            value["engine"],
+        )
+    if table == "masters":
+        return MasterInfo(name, value["ip"], value["api_port"], value["version"])
+    if table == "names":
+        return NameEntry(value["host"], value["id"])
+    if table == "containers":
+        host, _, container_id = name.partition("/")
+        return container_of(host, container_id, value)
+    return value[{"alive": "machine", "volumes": "host", "vips": "ip", "addresses": "name"}[table]]
+
+
+TABLES = ("hosts", "alive", "masters", "containers", "names", "volumes", "vips", "addresses")
+
+
+def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
+    """Return the view after the changes; keys and rows that cannot be read are left out."""
+    tables: dict[str, dict[str, Any]] = {}
+    for change in changes:
+        table, _, name = change.key.removeprefix(PREFIX).partition("/")
+        if table not in TABLES or not name:
+            continue
+        rows = tables.setdefault(table, dict(getattr(view, table)))
+        index = name.partition("/")[2] if table == "containers" else name
+        if change.value is None:
+            rows.pop(index, None)
+            continue
+        try:
+            rows[index] = row_of(table, name, json.loads(change.value))
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            log.warning("left out %s, which cannot be read: %r", change.key, e)
+    return dataclasses.replace(view, revision=revision, **tables)
+
+
+# ---- containers
+
+
+def container_record(summary: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a slave publishes: from the engine's list entry and its inspect."""
+    state = details.get("State") or {}
+    kept = (
+        "Status",
+        "Running",
+        "Paused",
+        "Restarting",
+        "Dead",
+        "ExitCode",
+        "StartedAt",
+        "FinishedAt",
+    )
+    host_config = details.get("HostConfig") or {}
+    return {
+        "summary": {k: v for k, v in summary.items() if k != "Status"},
+        "name": (details.get("Name") or "").lstrip("/"),
+        "state": {k: state.get(k) for k in kept}
+        | {"Health": (state.get("Health") or {}).get("Status", "none")},
+        "expose": sorted((details.get("Config") or {}).get("ExposedPorts") or {}),
+        "bindings": sorted(binding_keys(host_config.get("PortBindings") or {})),
+    }
+
+
+def binding_keys(port_bindings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield "8080/tcp" or "IP:8080/tcp" for each fixed host port of a HostConfig.PortBindings."""
+    for port, bindings in port_bindings.items():
+        protocol = port.partition("/")[2] or "tcp"
+        for binding in bindings or ():
+            ip, number = binding.get("HostIp") or "", str(binding.get("HostPort") or "")
+            if number and number != "0":
+                yield f"{'' if ip in ('', '0.0.0.0') else ip + ':'}{number}/{protocol}"
+
+
+def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Container:
+    """Return the container that a slave published. Raises KeyError, TypeError, ValueError."""
+    summary = record["summary"]
+    labels = summary.get("Labels") or {}
+    return Container(
+        host,
+        container_id,
+        record["name"],
+        summary,
+        record["state"],
+        tuple(record["expose"]),
+        tuple(record["bindings"]),
+        read_links_label(labels),
+    )
+
+
+def read_links_label(labels: Mapping[str, str]) -> tuple[Link, ...]:
+    """Return the links that a container's label records, () when it was tampered with."""
+    try:
+        return tuple(Link(*map(str, row)) for row in json.loads(labels.get(LABEL_LINKS, "[]")))
+    except (ValueError, TypeError):
+        return ()
+
+
+def find_by_name(view: View, name: str) -> Container | None:
+    """Return the container that holds a name, or the one at NAME@HOST."""
+    plain, _, host = name.partition("@")
+    entry = view.names.get(plain)
+    if entry and entry.id in view.containers and host in ("", entry.host):
+        return view.containers[entry.id]
+    named = [c for c in view.containers.values() if c.name == plain and host in ("", c.host)]
+    return named[0] if len(named) == 1 else None
+
+
+def find_container(view: View, reference: str) -> Container | None:
+    """Return the container with that id, NAME, NAME@HOST or unambiguous id prefix, in this order.
+
+    Raises EngineError 500 in Docker's words on an ambiguous prefix.
+    """
+    reference = reference.removeprefix("/")
+    found = view.containers.get(reference) or find_by_name(view, reference)
+    if found or not re.fullmatch("[0-9a-f]{1,63}", reference):
+        return found
+    fitting = [c for i, c in view.containers.items() if i.startswith(reference)]
+    if len(fitting) > 1:
+        raise EngineError(500, f"Multiple IDs found with provided prefix: {reference}")
+    return fitting[0] if fitting else None
+
+
+def require_container(view: View, reference: str) -> Container:
+    """Return the container. Raises NotFound in Docker's words."""
+    found = find_container(view, reference)
+    if found is None:
+        raise no_such_container(reference)
+    return found
+
+
+# ---- listing
+
+
+def parse_time(text: str) -> datetime.datetime | None:
+    """Return an instant of the engine, None for its zero."""
+    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text or "")
+    if not match or text.startswith("0001-"):
+        return None
+    return datetime.datetime.fromisoformat(match[1]).replace(tzinfo=datetime.timezone.utc)
+
+
+AGES = (  # below so many seconds: its words, and the seconds of one unit
+    (1, "Less than a second", 0),
+    (2, "1 second", 0),
+    (60, "{} seconds", 1),
+    (120, "About a minute", 0),
+    (3600, "{} minutes", 60),
+)
+LONG_AGES = (
+    (48, "{} hours", 1),
+    (336, "{} days", 24),
+    (1440, "{} weeks", 168),
+    (17520, "{} months", 720),
+)
+
+
+def human_age(seconds: float) -> str:
+    """Return an age in the words of docker ps. Source: observed of engine 20.10."""
+    for below, words, unit_s in AGES:
+        if seconds < below:
+            return words.format(int(seconds // unit_s) if unit_s else "")
+    hours = int(seconds / 3600 + 0.5)
+    if hours == 1:
+        return "About an hour"
+    for below, words, unit in LONG_AGES:
+        if hours < below:
+            return words.format(hours // unit)
+    return f"{hours // 8760} years"
+
+
+def status_text(state: Mapping[str, Any], now: datetime.datetime) -> str:
+    """Return the STATUS column of docker ps."""
+    started, finished = (parse_time(state.get(k) or "") for k in ("StartedAt", "FinishedAt"))
+    code = state.get("ExitCode", 0)
+    up = human_age((now - started).total_seconds()) if started else ""
+    ago = human_age((now - finished).total_seconds()) if finished else ""
+    if state.get("Running"):
+        if state.get("Restarting"):
+            return f"Restarting ({code}) {ago} ago"
+        if state.get("Paused"):
+            return f"Up {up} (Paused)"
+        health = {
+            "starting": " (health: starting)",
+            "healthy": " (healthy)",
+            "unhealthy": " (unhealthy)",
+        }
+        return f"Up {up}{health.get(state.get('Health') or '', '')}"
+    if state.get("Status") == "removing":
+        return "Removal In Progress"
+    if state.get("Dead"):
+        return "Dead"
+    if not started:
+        return "Created"
+    return f"Exited ({code}) {ago} ago" if finished else ""
+
+
+def list_entry(view: View, container: Container, now: datetime.datetime) -> dict[str, Any]:
+    """Return the container's entry of GET /containers/json, with NAME@HOST as its name."""
+    entry = dict(container.summary, Names=[f"/{container.full_name}"])
+    down = container.host not in view.alive
+    entry["Status"] = "Host Down" if down else status_text(container.state, now)
+    return entry
+
+
+def matches(pattern: str, *texts: str) -> bool:
+    """Return whether a filter's value is one of the texts, or a regular expression that fits one."""
+    try:
+        return any(t == pattern or re.search(pattern, t) for t in texts)
+    except re.error:
+        return False
+
+
+def match_ancestor(container: Container, value: str) -> bool:
+    image, image_id = container.summary.get("Image", ""), container.summary.get("ImageID", "")
+    plain = image_id.removeprefix("sha256:")
+    short = value.removeprefix("sha256:")
+    return (
+        value in (image, image_id)
+        or with_tag(value) == with_tag(image)
+        or (len(short) >= 4 and plain.startswith(short))
+    )
+
+
+def with_tag(reference: str) -> str:
+    """Return an image reference with its tag: busybox is busybox:latest."""
+    last = reference.rpartition("/")[2]
+    return reference if ":" in last or "@" in last else f"{reference}:latest"
+
+
+def match_label(container: Container, value: str) -> bool:
+    labels = container.summary.get("Labels") or {}
+    name, separator, wanted = value.partition("=")
+    return name in labels and (not separator or labels[name] == wanted)
+
+
+def match_port(ports: Iterable[str], value: str) -> bool:
+    """Return whether "80", "80/udp" or "8000-8080/tcp" covers one of the ports."""
+    span, _, protocol = value.partition("/")
+    first, _, last = span.partition("-")
+    if not first.isdigit() or not (last or first).isdigit():
+        raise BadRequest(f"invalid port: {value}")
+    for port in ports:
+        number, _, kind = port.partition("/")
+        if kind == (protocol or "tcp") and int(first) <= int(number) <= int(last or first):
+            return True
+    return False
+
+
+def published_ports(container: Container) -> list[str]:
+    ports = container.summary.get("Ports") or ()
+    return [f"{p['PublicPort']}/{p.get('Type', 'tcp')}" for p in ports if p.get("PublicPort")]
+
+
+def match_name(container: Container, value: str) -> bool:
+    name, full = container.name, container.full_name
+    return matches(value, name, "/" + name, full, "/" + full)
+
+
+def match_network(container: Container, value: str) -> bool:
+    return any(
+        value == name or (n.get("NetworkID") or "").startswith(value)
+        for name, n in container.networks.items()
+    )
+
+
+def match_volume(container: Container, value: str) -> bool:
+    mounts = container.summary.get("Mounts") or ()
+    return any(value in (m.get("Name"), m.get("Source"), m.get("Destination")) for m in mounts)
+
+
+FILTERS: Mapping[str, Callable[[Container, str], bool]] = {
+    "ancestor": match_ancestor,
+    "exited": lambda c, v: (
+        not c.running
+        and str(c.state.get("ExitCode")) == v
+        and parse_time(c.state.get("StartedAt") or "") is not None
+    ),
+    "expose": lambda c, v: match_port(c.expose, v),
+    "health": lambda c, v: (c.state.get("Health") or "none") == v,
+    "host": lambda c, v: c.host == v,
+    "id": lambda c, v: matches(v, c.id),
+    "is-task": lambda c, v: v.lower() in ("0", "false"),
+    "label": match_label,
+    "name": match_name,
+    "network": match_network,
+    "publish": lambda c, v: match_port(published_ports(c), v),
+    "status": lambda c, v: c.state.get("Status") == v,
+    "volume": match_volume,
+}
+STATUSES = ("created", "dead", "exited", "paused", "removing", "restarting", "running")
+
+
+class Listing(NamedTuple):
+    """What GET /containers/json was asked for."""
+
+    all: bool
+    limit: int
+    filters: Mapping[str, tuple[str, ...]]
+
+
+def parse_filters(text: str) -> dict[str, tuple[str, ...]]:
+    """Return filters from either form: {"label": ["a"]} or {"label": {"a": true}}. Raises BadRequest."""
+    filters = load_object(text.encode(), "filters") if text else {}
+    found = {}
+    for name, values in filters.items():
+        if not isinstance(values, (list, dict)):
+            raise BadRequest(f"filters: {name} must hold a list of values")
+        found[name] = tuple(str(v) for v in values)
+    return found
+
+
+def check_filters(filters: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise BadRequest in Docker's words for a filter that is not there."""
+    for name, values in filters.items():
+        if name not in FILTERS and name not in ("before", "since"):
+            raise BadRequest(f"Invalid filter '{name}'")
+        bad = [v for v in values if name == "status" and v not in STATUSES]
+        if bad:
+            raise BadRequest(f"Unrecognised filter value for status: {bad[0]}")
+
+
+def list_containers(view: View, listing: Listing) -> list[Container]:
+    """Return the containers that are listed, newest first. Raises BadRequest, NotFound."""
+    check_filters(listing.filters)
+    bounds = {
+        side: max(require_container(view, v).summary["Created"] for v in listing.filters[side])
+        for side in ("before", "since")
+        if listing.filters.get(side)
+    }
+    everything = listing.all or listing.limit > 0 or "status" in listing.filters
+
+    def wanted(c: Container) -> bool:
+        created = c.summary["Created"]
+        return (
+            (everything or c.running)
+            and created < bounds.get("before", created + 1)
+            and created > bounds.get("since", created - 1)
+            and all(
+                (all if name == "label" else any)(FILTERS[name](c, v) for v in values)
+                for name, values in listing.filters.items()
+                if name in FILTERS
+            )
+        )
+
+    found = sorted(
+        filter(wanted, view.containers.values()), key=lambda c: (-c.summary["Created"], c.full_name)
+    )
+    return found[: listing.limit] if listing.limit > 0 else found
+
+
+# ---- what a create asks for
+
+
+class LinkWish(NamedTuple):
+    """A link as it was typed: reference is NAME, NAME@HOST, an id or its prefix."""
+
+    reference: str
+    alias: str
+
+
+class CreateWish(NamedTuple):
+    """What a POST /containers/create asks of the cluster."""
+
+    name: str
+    image: str
+    env: tuple[str, ...]  # less what arpanet takes
+    links: tuple[LinkWish, ...]
+    binds: tuple[str, ...]  # of the user and of ARPANET_VOLUMEn
+    volumes: tuple[str, ...]  # named volumes, which fix the host
+    companions: tuple[str, ...]  # containers on whose host it must be
+    bindings: tuple[str, ...]  # host ports
+    host_network: bool
+
+
+def check_new_name(name: str) -> str:
+    """Return a name that a container may get. Raises BadRequest that says what to type."""
+    name = name.removeprefix("/")
+    if not name:
+        raise BadRequest("a container needs a name here: docker run --name NAME …")
+    if "@" in name:
+        plain = name.partition("@")[0] or "NAME"
+        raise BadRequest(
+            f"a new name cannot hold an @: arpanet adds @HOST by itself; try: --name {plain}"
+        )
+    if not re.fullmatch(NAME_RULE + "+", name):
+        raise BadRequest(f"Invalid container name ({name}), only {NAME_RULE} are allowed")
+    return name
+
+
+class EnvWish(NamedTuple):
+    """A container's environment, with arpanet's own variables taken out of it."""
+
+    rest: tuple[str, ...]
+    links: tuple[str, ...]
+    volumes: tuple[str, ...]
+
+
+def split_env(env: Iterable[str]) -> EnvWish:
+    """Return arpanet's wishes and the rest. Raises BadRequest on an ARPANET_ variable it does not know."""
+    rest: list[str] = []
+    wishes: dict[str, list[tuple[int, str]]] = {"LINK": [], "VOLUME": []}
+    for line in env:
+        name, _, value = line.partition("=")
+        if not name.startswith("ARPANET_"):
+            rest.append(line)
+            continue
+        match = re.fullmatch(r"ARPANET_(LINK|VOLUME)(\d*)", name)
+        if not match:
+            raise BadRequest(
+                f"{name} means nothing for a container; there are ARPANET_LINK1=NAME:ALIAS "
+                "and ARPANET_VOLUME1=/PATH (any number of each)"
+            )
+        if not value:
+            raise BadRequest(f"{name} is empty; give it a value, or leave it out")
+        wishes[match[1]].append((int(match[2] or 0), value))
+    links, volumes = (tuple(v for _, v in sorted(wishes[kind])) for kind in ("LINK", "VOLUME"))
+    return EnvWish(tuple(rest), links, volumes)
+
+
+def link_wish(text: str) -> LinkWish:
+    """Return a link from TARGET or TARGET:ALIAS. Raises BadRequest."""
+    reference, _, alias = text.removeprefix("/").partition(":")
+    alias = (alias or reference).rpartition("/")[2].partition("@")[0]
+    if not reference or not re.fullmatch(NAME_RULE + "*", alias):
+        raise BadRequest(f"a link is NAME or NAME:ALIAS, not {text!r}")
+    return LinkWish(reference, alias)
+
+
+def volume_name(container: str, path: str) -> str:
+    """Return the volume of a container and a path: readable, and no two share one."""
+    readable = re.sub("[^a-zA-Z0-9_.-]+", "-", path.strip("/")) or "root"
+    digest = hashlib.sha256(f"{container}\0{path.rstrip('/')}".encode()).hexdigest()[:8]
+    return f"{container}_{readable}_{digest}"
+
+
+def bind_of(container: str, text: str) -> str:
+    """Return the bind that an ARPANET_VOLUMEn means. Raises BadRequest."""
+    source, _, rest = text.partition(":")
+    if source.startswith("/") and not rest.startswith("/"):  # /data, /data:ro
+        path = os.path.normpath(source)
+        return f"{volume_name(container, path)}:{path}{':' + rest if rest else ''}"
+    if not rest.startswith("/") or not source:
+        raise BadRequest(f"a volume is /PATH, NAME:/PATH or /DIR:/PATH, not {text!r}")
+    return text
+
+
+def destination_of(bind: str) -> str:
+    """Return where a bind is mounted in the container."""
+    parts = bind.split(":")
+    return parts[1].rstrip("/") if len(parts) > 1 else parts[0].rstrip("/")
+
+
+def strings_of(body: Mapping[str, Any], field: str, what: str) -> tuple[str, ...]:
+    """Return a list of strings of a JSON body. Raises BadRequest."""
+    value = body.get(field) or []
+    if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
+        raise BadRequest(f"{what} must be a list of strings")
+    return tuple(value)
+
+
+def object_of(body: Mapping[str, Any], field: str, what: str) -> dict[str, Any]:
+    """Return an object of a JSON body. Raises BadRequest."""
+    value = body.get(field) or {}
+    if not isinstance(value, dict):
+        raise BadRequest(f"{what} must be an object")
+    return value
+
+
+def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
+    """Return what a create asks for. Raises BadRequest."""
+    name = check_new_name(name)
+    host_config = object_of(body, "HostConfig", "HostConfig")
+    env = split_env(strings_of(body, "Env", "Env"))
+    binds = strings_of(host_config, "Binds", "HostConfig.Binds")
+    mounts = [m for m in host_config.get("Mounts") or [] if isinstance(m, dict)]
+    taken = {destination_of(b) for b in binds} | {str(m.get("Target")).rstrip("/") for m in mounts}
+    own = [bind_of(name, text) for text in env.volumes]
+    binds += tuple(b for b in own if destination_of(b) not in taken)
+    named = [b.partition(":")[0] for b in binds if ":" in b and not b.startswith("/")]
+    named += [m["Source"] for m in mounts if m.get("Type") == "volume" and m.get("Source")]
+    links = env.links + strings_of(host_config, "Links", "HostConfig.Links")
+    return CreateWish(
+        name,
+        str(body.get("Image") or ""),
+        env.rest,
+        tuple(link_wish(text) for text in links),
+        binds,
+        tuple(dict.fromkeys(named)),
+        tuple(companions_of(host_config)),
+        tuple(binding_keys(object_of(host_config, "PortBindings", "HostConfig.PortBindings"))),
+        host_config.get("NetworkMode") == "host",
+    )
+
+
+MODES = ("NetworkMode", "IpcMode", "PidMode")
+
+
+def companions_of(host_config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the containers whose host a HostConfig needs."""
+    for reference in strings_of(host_config, "VolumesFrom", "HostConfig.VolumesFrom"):
+        yield reference.partition(":")[0]
+    for mode in MODES:
+        kind, _, reference = str(host_config.get(mode) or "").partition(":")
+        if kind == "container" and reference:
+            yield reference
+
+
+# ---- placement
+
+
+def require_link_targets(view: View, wish: CreateWish) -> list[Container]:
+    """Return the target of each link. Raises BadRequest: on a 404 the docker client would pull."""
+    if wish.links and wish.host_network:
+        raise BadRequest(
+            "conflicting options: host type networking can't be used with links. "
+            "This would result in undefined behavior"
+        )
+    found = []
+    for link in wish.links:
+        target = find_container(view, link.reference)
+        if target is None:
+            raise BadRequest(
+                f"could not get container for {link.reference}: No such container: {link.reference}"
+            )
+        found.append(target)
+    return found
+
+
+def pins_of(view: View, wish: CreateWish) -> dict[str, str]:
+    """Return the hosts that the wish is bound to, each with the reason. Raises BadRequest."""
+    pins: dict[str, str] = {}
+    for volume in wish.volumes:
+        if volume in view.volumes:
+            pins.setdefault(view.volumes[volume], f"volume {volume} is on {view.volumes[volume]}")
+    for reference in wish.companions:
+        companion = find_container(view, reference)
+        if companion is None:
+            raise BadRequest(f"No such container: {reference}")
+        pins.setdefault(companion.host, f"container {reference} is on {companion.host}")
+    return pins
+
+
+def obstacle(view: View, host: Host, wish: CreateWish, pins: Mapping[str, str]) -> str:
+    """Return why a host cannot take a container, "" if it can."""
+    away = [reason for pin, reason in pins.items() if pin != host.name]
+    if away:
+        return away[0]
+    if host.name not in view.alive:
+        return "the host is down"
+    held = {b for c in view.containers.values() if c.host == host.name for b in c.bindings}
+    for binding in wish.bindings:
+        if binding in held or binding.rpartition(":")[2] in held:
+            return f"port {binding} is taken"
+    return ""
+
+
+def place(view: View, wish: CreateWish, pins: Mapping[str, str]) -> str:
+    """Return the host for a container: of those that can take it, the one with the fewest.
+
+    Raises NoRoom with the reason of each host.
+    """
+    if not view.hosts:
+        raise NoRoom("no host has joined yet; on each Docker host type: arpanet slave start")
+    unknown = [reason for pin, reason in pins.items() if pin not in view.hosts]
+    if unknown:
+        raise NoRoom(f"{unknown[0]}, which is not known here")
+    reasons = {h.name: obstacle(view, h, wish, pins) for h in view.hosts.values()}
+    count = collections.Counter(c.host for c in view.containers.values())
+    count.update(e.host for e in view.names.values() if not e.id)  # being made right now
+    free = sorted((count[name], name) for name, reason in reasons.items() if not reason)
+    if not free:
+        told = "; ".join(f"{name}: {reasons[name]}" for name in sorted(reasons))
+        raise NoRoom(f"no host can take {wish.name}: {told}")
+    return free[0][1]
+
+
+# ---- links
+
+
+def choose_vip(view: View, subnet: str, name: str) -> str:
+    """Return the name's virtual address, or a free one: the same on every master. Raises NoRoom."""
+    if name in view.vips:
+        return view.vips[name]
+    network = ipaddress.IPv4Network(subnet)
+    room = network.num_addresses - 2
+    first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % room
+    for step in range(room):
+        address = str(network[1 + (first + step) % room])
+        if address not in view.addresses:
+            return address
+    raise NoRoom(f"all {room} addresses of the links' network {subnet} are taken")
+
+
+def link_environment(
+    consumer: str, link: Link, expose: Sequence[str], env: Sequence[str]
+) -> list[str]:
+    """Return the variables that Docker's own links give. Source: engine 20.10, observed.
+
+    expose: "5432/tcp"; env: the target's variables.
+    """
+    prefix = link.alias.upper().replace("-", "_")
+    ports = sorted(parse_expose(expose))
+    lines = []
+    if ports:
+        lines.append(f"{prefix}_PORT={ports[0].protocol}://{link.vip}:{ports[0].number}")
+    for port in ports:
+        lines += port_environment(
+            f"{prefix}_PORT_{port.number}_{port.protocol.upper()}", link.vip, port
+        )
+    lines.append(f"{prefix}_NAME=/{consumer}/{link.alias}")
+    for line in env:
+        name, separator, _ = line.partition("=")
+        if separator and name not in ("HOME", "PATH"):
+            lines.append(f"{prefix}_ENV_{line}")
+    return lines
+
+
+class ExposedPort(NamedTuple):
+    """A port that a container exposes."""
+
+    number: int
+    protocol: str
+
+
+def parse_expose(expose: Iterable[str]) -> list[ExposedPort]:
+    """Return the ports of "5432/tcp" texts."""
+    split = [text.partition("/") for text in expose]
+    return [ExposedPort(int(n), protocol or "tcp") for n, _, protocol in split if n.isdigit()]
+
+
+def port_environment(prefix: str, vip: str, port: ExposedPort) -> list[str]:
+    """Return the variables of one exposed port."""
+    return [
+        f"{prefix}={port.protocol}://{vip}:{port.number}",
+        f"{prefix}_ADDR={vip}",
+        f"{prefix}_PORT={port.number}",
+        f"{prefix}_PROTO={port.protocol}",
+    ]
+
+
+class LinkTarget(NamedTuple):
+    """A linked container, and the host entries and variables that point to it."""
+
+    link: Link
+    hostname: str
+    expose: tuple[str, ...]
+    env: tuple[str, ...]
+
+
+def create_body(
+    body: Mapping[str, Any], wish: CreateWish, targets: Sequence[LinkTarget]
+) -> dict[str, Any]:
+    """Return the body that the engine gets: links and volumes made of what one engine has."""
+    host_config = dict(body.get("HostConfig") or {})
+    env = [line for t in targets for line in link_environment(wish.name, t.link, t.expose, t.env)]
+    hosts = strings_of(host_config, "ExtraHosts", "HostConfig.ExtraHosts")
+    given = {entry.partition(":")[0] for entry in hosts}
+    for t in targets:
+        names = dict.fromkeys((t.link.alias, t.hostname, t.link.target))
+        hosts += tuple(f"{n}:{t.link.vip}" for n in names if n and n not in given)
+    labels = dict(body.get("Labels") or {})
+    if targets:
+        labels[LABEL_LINKS] = json.dumps([list(t.link) for t in targets])
+    labels.update({LABEL_VOLUMES: ",".join(wish.volumes)} if wish.volumes else {})
+    host_config.update(
+        Links=None,
+        Binds=list(wish.binds) or None,
+        ExtraHosts=list(hosts) or None,
+        **plain_references(host_config),
+    )
+    return dict(body, Env=env + list(wish.env), Labels=labels, HostConfig=host_config)
+
+
+def plain_references(host_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that name containers, with @HOST cut off."""
+    fields: dict[str, Any] = {}
+    for mode in MODES:
+        value = host_config.get(mode)
+        if isinstance(value, str) and value.startswith("container:"):
+            fields[mode] = value.partition("@")[0]
+    if host_config.get("VolumesFrom"):
+        fields["VolumesFrom"] = [re.sub("@[^:]*", "", v) for v in host_config["VolumesFrom"]]
+    return fields
+
+
+class LinkRoute(NamedTuple):
+    """Where a link's traffic goes: straight to an address, or through another host's agent."""
+
+    address: HostPort
+    target: str  # NAME:PORT when address is an agent's, else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkTable:
+    """What one host's slave must listen on and let through, as of one revision."""
+
+    revision: int
+    listeners: Mapping[HostPort, str]  # VIP:PORT -> target container's name
+    allowed: frozenset[tuple[str, str]]  # (address of a container here, target)
+
+
+def decide_links(view: View, host: str) -> LinkTable:
+    """Return the listeners for the links that containers on a host declared."""
+    listeners: dict[HostPort, str] = {}
+    allowed: set[tuple[str, str]] = set()
+    for consumer in view.containers.values():
+        if consumer.host != host or not consumer.links:
+            continue
+        for link in consumer.links:
+            allowed.update((ip, link.target) for ip in consumer.addresses)
+            target = find_by_name(view, link.target)
+            for port in parse_expose(target.expose if target else ()):
+                if port.protocol == "tcp":
+                    listeners[HostPort(link.vip, port.number)] = link.target
+    return LinkTable(view.revision, listeners, frozenset(allowed))
+
+
+def find_address(view: View, container: Container) -> str | None:
+    """Return where a container is reached from its own host, None while it does not run."""
+    mode = str((container.summary.get("HostConfig") or {}).get("NetworkMode") or "")
+    if not container.running:
+        return None
+    if mode == "host":
+        return "127.0.0.1"
+    if mode.startswith("container:"):
+        other = find_container(view, mode.partition(":")[2])
+        return find_address(view, other) if other and other.id != container.id else None
+    return container.addresses[0] if container.addresses else None
+
+
+def find_route(view: View, host: str, name: str, port: int) -> LinkRoute | None:
+    """Return how a host reaches port of a container now, None while it cannot be reached."""
+    target = find_by_name(view, name)
+    if target is None:
+        return None
+    if target.host == host:
+        address = find_address(view, target)
+        return LinkRoute(HostPort(address, port), "") if address else None
+    far = view.hosts.get(target.host)
+    return LinkRoute(far.agent, f"{name}:{port}") if far and target.host in view.alive else None
+
+
+# ---- API versions
+
+
+def parse_api(text: str) -> tuple[int, int]:
+    """Return (1, 41) of "1.41". Raises ValueError."""
+    major, _, minor = text.partition(".")
+    return int(major), int(minor)
+
+
+class ApiRange(NamedTuple):
+    """The API versions that every engine of the cluster can do."""
+
+    oldest: str
+    newest: str
+
+
+def api_range(view: View) -> ApiRange:
+    """Return what all living engines have in common with this arpanet."""
+    engines = [h.engine for h in view.living_hosts() or view.hosts.values()]
+    newest = min([parse_api(e.get("api", "1.41")) for e in engines] + [NEWEST_API])
+    oldest = max([parse_api(e.get("min_api", "1.12")) for e in engines] + [(1, 12)])
+    return ApiRange("%d.%d" % oldest, "%d.%d" % newest)
+
+
+# ==== Mesh ====================================================================
+# etcd, through etcd3's channel and stubs and nothing else of it: its watcher, its single
+# endpoint and its defaults lose events and hang. etcd is the truth for names, links, volumes and
+# who is alive; a change is one transaction, made so that repeating it after a lost answer is
+# harmless (class Transaction). Nobody outside this section knows gRPC.
+
+DEADLINE_S = 10.0
+TRY_S = 1.5
+PAGE = 1000
+CHANNEL_OPTIONS = (
+    ("grpc.lb_policy_name", "round_robin"),  # a dead or hung master leaves the rotation
+    ("grpc.keepalive_time_ms", 2000),  # wants etcd --grpc-keepalive-min-time=1s, else GOAWAY
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),  # the one that acts; its default is 60 s
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 2000),  # the default, 120 s, leaves a healed master alone
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+)
+LEADER = (("hasleader", "true"),)  # a master without leader answers at once instead of hanging
+TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN", "CANCELLED", "INTERNAL")
+NEVER_SENT = re.compile(
+    r"failed to connect|connections to all backends failing|empty address list|no leader"
+    r"|not supported for learner|channel closed|closed channel|too many requests",
+    re.IGNORECASE,
+)
+
+
+class Entry(NamedTuple):
+    """One key as it stood at one revision; lease 0 is none."""
+
+    key: str
+    value: bytes
+    version: int
+    mod_revision: int
+    create_revision: int
+    lease: int
+
+
+class Event(NamedTuple):
+    """One change of one key; entry is None when the key was deleted."""
+
+    key: str
+    entry: Entry | None
+    revision: int
+
+
+class Claim(NamedTuple):
+    """A key that we made: ours as long as its create_revision is this revision."""
+
+    key: str
+    revision: int
+
+
+class Check(NamedTuple):
+    """What must hold for a commit: the key's create (0: absent) or its last change."""
+
+    key: str
+    create_revision: int | None = None
+    mod_revision: int | None = None
+
+
+class Put(NamedTuple):
+    """One key to write; lease 0 is none."""
+
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+class Member(NamedTuple):
+    """One etcd member; name is "" until it has started once, client then "" too ("ip:port")."""
+
+    id: int
+    name: str
+    peer_url: str
+    client: str
+    learner: bool
+
+
+class Fault(NamedTuple):
+    """Why one try failed: may another follow, and can it have reached etcd all the same."""
+
+    transient: bool
+    maybe_done: bool
+    text: str
+
+
+class Outcome(NamedTuple):
+    """What a transaction came to: the revision if it was done, else 0, and what was found."""
+
+    done: bool
+    revision: int
+    found: Mapping[str, Entry]
+    lost: bool
+
+
+def encode_key(key: str) -> bytes:
+    """Return the key as etcd holds it; the inverse of decode_key for any bytes."""
+    return key.encode("utf-8", "surrogateescape")
+
+
+def decode_key(key: bytes) -> str:
+    """Return the key as text; bytes that are not UTF-8 survive."""
+    return key.decode("utf-8", "surrogateescape")
+
+
+def find_prefix_end(prefix: bytes) -> bytes:
+    """Return the first key after all that begin with prefix. Source: etcd range_end."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"
+
+
+def build_entry(kv: Any) -> Entry:
+    """Return etcd's KeyValue as a value of ours."""
+    return Entry(
+        key=decode_key(kv.key),
+        value=kv.value,
+        version=kv.version,
+        mod_revision=kv.mod_revision,
+        create_revision=kv.create_revision,
+        lease=kv.lease,
+    )
+
+
+def build_member(member: Any) -> Member:
+    """Return etcd's Member; isLearner is field 5, newer than etcd3's protobuf and kept there."""
+    clients = [url.partition("://")[2] for url in member.clientURLs]
+    public = [client for client in clients if not client.startswith("127.0.0.1:")]
+    learner = any(f.field_number == 5 and bool(f.data) for f in member.UnknownFields())
+    return Member(
+        id=member.ID,
+        name=member.name,
+        peer_url=next(iter(member.peerURLs), ""),
+        client=next(iter(public or clients), ""),
+        learner=learner,
+    )
+
+
+def find_cause(text: str) -> str:
+    """Return the few words that matter of a gRPC error text."""
+    known = {
+        "no leader": "no quorum",
+        "onnection refused": "refused",
+        "onnection reset": "connection reset",
+        "o route to host": "no route to host",
+        "eadline": "no answer in time",
+    }
+    plain = next((cause for sign, cause in known.items() if sign in text), "")
+    return plain or text.rpartition("last error: ")[2] or "no reason given"
+
+
+def read_fault(error: Exception) -> Fault:
+    """Return what an error of gRPC means; a ValueError is a channel that was closed meanwhile."""
+    if isinstance(error, ValueError):
+        if "hannel" not in str(error):
+            raise error
+        return Fault(transient=True, maybe_done=False, text=str(error))
+    code = getattr(error, "code", lambda: None)()
+    details = getattr(error, "details", lambda: None)() or str(error)
+    name = code.name if code else "UNKNOWN"
+    transient = name in TRANSIENT or "too many requests" in details
+    text = details if transient else f"{name}: {details}"
+    return Fault(transient, not NEVER_SENT.search(details), text)
+
+
+class Etcd3(NamedTuple):
+    """The parts of etcd3 that we use; untyped, so Any."""
+
+    client: Any
+    rpc: Any
+    errors: tuple[type[Exception], ...]
+
+
+def load_etcd3() -> Etcd3:
+    """Import etcd3 and gRPC: takes 0.3 s, so only a process that needs them does it."""
+    if os.getenv("GRPC_VERBOSITY") is None:
+        os.putenv("GRPC_VERBOSITY", "ERROR")  # read by its C core when it is first loaded
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 80 of them, from protobuf 3.20
+        return Etcd3(
+            client=importlib.import_module("etcd3").client,
+            rpc=importlib.import_module("etcd3.etcdrpc"),
+            errors=(importlib.import_module("grpc").RpcError, ValueError),
+        )
+
+
+class Wire:
+    """One gRPC channel to all masters, and etcd3's stubs on it."""
+
+    def __init__(self, etcd3: Etcd3, endpoints: Sequence[str]) -> None:
+        # gRPC's own syntax for many addresses, "ipv4:a:p,b:p"; etcd3 puts host and port together
+        host, _, port = ("ipv4:" + ",".join(endpoints)).rpartition(":")
+        client = etcd3.client(host, port, timeout=TRY_S, grpc_options=list(CHANNEL_OPTIONS))
+        self.rpc, self.errors = etcd3.rpc, etcd3.errors
+        self._client: Any = client
+        self.kv: Any = client.kvstub
+        self.lease: Any = client.leasestub
+        self.cluster: Any = client.clusterstub
+        self.watch: Any = etcd3.rpc.WatchStub(client.channel)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class Transaction:
+    """One change, repeatable after a lost answer.
+
+    Each key that is written or deleted also gets a guard: nobody changed it since `seen`, the
+    newest revision this process knew when it began. So a try that was given up on, and arrives
+    late, changes nothing once a later one went through. A guard that fails where the checks
+    hold is no answer: the next try knows the newer revision. After a lost answer, finding its own
+    values with one mod_revision (or its keys deleted) means that the lost try did it; values
+    must therefore be unique to the caller where the checks are to decide a race.
+    Source: etcd Txn; mod_revision and create_revision of an absent key are 0.
+    """
+
+    def __init__(
+        self, checks: Sequence[Check], puts: Sequence[Put], deletes: Sequence[str], seen: int
+    ) -> None:
+        self._checks, self._puts, self._deletes = tuple(checks), tuple(puts), tuple(deletes)
+        self._seen = seen
+        self.lost = False  # a try was sent and its answer never came
+
+    def send(self, wire: Wire, timeout_s: float) -> Any:
+        """Return etcd's answer to one try; raises what gRPC raises."""
+        rpc = wire.rpc
+        request = rpc.TxnRequest(
+            compare=[*self._build_checks(rpc), *self._build_guards(rpc)],
+            success=[*self._build_puts(rpc), *self._build_deletes(rpc)],
+            failure=[
+                rpc.RequestOp(request_range=rpc.RangeRequest(key=encode_key(key)))
+                for key in self._list_keys()
+            ],
+        )
+        return wire.kv.Txn(request, timeout_s, metadata=LEADER)
+
+    def note_fault(self, fault: Fault) -> None:
+        """Remember that a try may have been done."""
+        self.lost = self.lost or fault.maybe_done
+
+    def read_answer(self, answer: Any) -> Outcome | None:
+        """Return the outcome, or None when only a guard failed and the next try may do it."""
+        if answer.succeeded:
+            return Outcome(True, answer.header.revision, {}, self.lost)
+        entries = [build_entry(kv) for op in answer.responses for kv in op.response_range.kvs]
+        found = {entry.key: entry for entry in entries}
+        if self.lost and self._is_ours(found):
+            revision = found[self._puts[0].key].mod_revision if self._puts else 0
+            return Outcome(True, revision or answer.header.revision, found, True)
+        if not all(self._holds(check, found) for check in self._checks):
+            return Outcome(False, 0, found, self.lost)
+        self._seen = answer.header.revision
+        return None
+
+    def _list_keys(self) -> Iterator[str]:
+        checked, put = [check.key for check in self._checks], [put.key for put in self._puts]
+        yield from dict.fromkeys([*checked, *put, *self._deletes])
+
+    def _build_checks(self, rpc: Any) -> Iterator[Any]:
+        for check in self._checks:
+            key = encode_key(check.key)
+            if check.create_revision is not None:
+                target, field = rpc.Compare.CREATE, {"create_revision": check.create_revision}
+                yield rpc.Compare(result=rpc.Compare.EQUAL, target=target, key=key, **field)
+            if check.mod_revision is not None:
+                target, field = rpc.Compare.MOD, {"mod_revision": check.mod_revision}
+                yield rpc.Compare(result=rpc.Compare.EQUAL, target=target, key=key, **field)
+
+    def _build_guards(self, rpc: Any) -> Iterator[Any]:
+        for key in [*(put.key for put in self._puts), *self._deletes]:
+            yield rpc.Compare(
+                result=rpc.Compare.LESS,
+                target=rpc.Compare.MOD,
+                key=encode_key(key),
+                mod_revision=self._seen + 1,
+            )
+
+    def _build_puts(self, rpc: Any) -> Iterator[Any]:
+        for put in self._puts:
+            request = rpc.PutRequest(key=encode_key(put.key), value=put.value, lease=put.lease)
+            yield rpc.RequestOp(request_put=request)
+
+    def _build_deletes(self, rpc: Any) -> Iterator[Any]:
+        for key in self._deletes:
+            request = rpc.DeleteRangeRequest(key=encode_key(key))
+            yield rpc.RequestOp(request_delete_range=request)
+
+    def _is_ours(self, found: Mapping[str, Entry]) -> bool:
+        entries = [found.get(put.key) for put in self._puts]
+        values = [entry.value if entry else None for entry in entries]
+        revisions = {entry.mod_revision for entry in entries if entry}
+        return (
+            values == [put.value for put in self._puts]
+            and len(revisions) <= 1
+            and not any(key in found for key in self._deletes)
+        )
+
+    @staticmethod
+    def _holds(check: Check, found: Mapping[str, Entry]) -> bool:
+        entry = found.get(check.key)
+        created, changed = (entry.create_revision, entry.mod_revision) if entry else (0, 0)
+        return check.create_revision in (None, created) and check.mod_revision in (None, changed)
+
+
+class Mesh:
+    """etcd as one thing, on whichever of the masters answers.
+
+    endpoints: "ip:port" of masters to begin with; the others are learnt from the member list.
+    Every call blocks up to timeout_s (10 s), 1.5 s per try, and raises MeshDown when no master
+    answered, or Unsure when a change was sent and nobody knows whether it was done.
+    Thread 'members' follows the member list; on_members is called there with each new one.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        stop: threading.Event,
+        on_members: Callable[[tuple[str, ...]], None] | None = None,
+        timeout_s: float = DEADLINE_S,
+    ) -> None:
+        self.timeout_s = timeout_s
+        self._stop, self._closed, self._on_members = stop, threading.Event(), on_members
+        self._seeds = tuple(sorted(set(endpoints)))
+        self._lock = threading.Lock()  # guards _retired and _streams
+        self._retired: list[tuple[float, Wire]] = []
+        self._streams: set[Any] = set()
+        self._seen = 0  # a racing older value costs one more try of a transaction, no more
+        self._cluster_id = 0
+        self._voters = 0
+        self.endpoints = self._seeds
+        self._etcd3 = load_etcd3()
+        self._wire = Wire(self._etcd3, self._seeds)
+        spawn("members", self._follow_members, stop)
+
+    # ---- reading
+
+    def read(self, key: str) -> Entry | None:
+        """Return the key as it is now, or None. Blocks; raises MeshDown without quorum."""
+
+        def send(wire: Wire, timeout_s: float) -> Any:
+            request = wire.rpc.RangeRequest(key=encode_key(key))
+            return wire.kv.Range(request, timeout_s, metadata=LEADER)
+
+        answer = self._call(send, self.timeout_s)
+        return next((build_entry(kv) for kv in answer.kvs), None)
+
+    def read_prefix(self, prefix: str) -> tuple[int, list[Entry]]:
+        """Return the revision and all entries under prefix as of it, in key order.
+
+        "" is every key. Read in pages, all at the first page's revision; the deadline is per page.
+        Source: etcd3's own get_prefix ignores limit and revision.
+        """
+        key, end = encode_key(prefix) or b"\0", find_prefix_end(encode_key(prefix))
+        revision, entries = 0, list[Entry]()
+        while True:
+            answer = self._read_page(key, end, revision)
+            revision = revision or answer.header.revision
+            entries.extend(build_entry(kv) for kv in answer.kvs)
+            if not answer.more:
+                return revision, entries
+            key = answer.kvs[-1].key + b"\0"
+
+    def read_revision(self, timeout_s: float | None = None) -> int:
+        """Return the current revision of the whole store, by one quorum read (about 1 ms).
+
+        Blocks up to timeout_s; raises MeshDown without quorum.
+        """
+
+        def send(wire: Wire, timeout_s: float) -> Any:
+            request = wire.rpc.RangeRequest(key=b"\0", count_only=True)
+            return wire.kv.Range(request, timeout_s, metadata=LEADER)
+
+        answer = self._call(send, self.timeout_s if timeout_s is None else timeout_s)
+        return int(answer.header.revision)
+
+    def members(self) -> list[Member]:
+        """Return etcd's members, learners and unstarted ones too. Needs no quorum."""
+
+        def send(wire: Wire, timeout_s: float) -> Any:
+            return wire.cluster.MemberList(wire.rpc.MemberListRequest(), timeout_s)
+
+        found = [build_member(member) for member in self._call(send, self.timeout_s).members]
+        self._voters = sum(not member.learner for member in found)
+        return found
+
+    @property
+    def cluster_id(self) -> int:
+        """Return the id of the cluster we follow, 0 before the first answer."""
+        return self._cluster_id
+
+    # ---- changing
+
+    def commit(
+        self, checks: Sequence[Check], puts: Sequence[Put], deletes: Sequence[str] = ()
+    ) -> int | None:
+        """Do all puts and deletes in one transaction if all checks hold; return its revision.
+
+        None: a check did not hold and nothing was done. Repeats itself after a lost answer
+        (class Transaction). At most about 500 keys. Raises MeshDown; LostClaim when a lease named
+        by a put has run out; Unsure when an answer was lost and what is there does not tell.
+        """
+        outcome = self._transact(checks, puts, deletes)
+        if outcome.done:
+            return outcome.revision
+        if outcome.lost:
+            raise self._build_unsure(puts, deletes, "and it has been changed again since")
+        return None
+
+    def write(self, key: str, value: bytes, *, lease: int = 0, fence: Claim | None = None) -> int:
+        """Write the key and return the revision.
+
+        fence: a claim (of this key or another) that must still be ours, else LostClaim.
+        Repeats itself after a lost answer: the last writer wins, an older try never does.
+        """
+        checks = [Check(fence.key, create_revision=fence.revision)] if fence else []
+        outcome = self._transact(checks, [Put(key, value, lease)], [])
+        if not outcome.done and fence:
+            raise LostClaim(f"{fence.key} is not ours any more (claimed at {fence.revision})")
+        return outcome.revision
+
+    def claim(self, key: str, value: bytes, *, lease: int = 0) -> Claim | None:
+        """Make the key and return the claim; None if it is there and is not our own.
+
+        value: must be unique to this attempt; by it a retry after a lost answer knows its own.
+        """
+        outcome = self._transact([Check(key, create_revision=0)], [Put(key, value, lease)], [])
+        if outcome.done:
+            return Claim(key, outcome.revision)
+        found = outcome.found.get(key)
+        if found and found.value == value:
+            return Claim(key, found.create_revision)
+        return None
+
+    def claim_all(self, values: Mapping[str, bytes], lease: int = 0) -> bool:
+        """Make all these keys at once if none is there; say whether. Values as for claim()."""
+        checks = [Check(key, create_revision=0) for key in values]
+        puts = [Put(key, value, lease) for key, value in values.items()]
+        outcome = self._transact(checks, puts, [])
+        ours = [key in outcome.found and outcome.found[key].value == values[key] for key in values]
+        return outcome.done or all(ours)
+
+    def delete(self, key: str, *, fence: Claim | None = None, value: bytes | None = None) -> int:
+        """Delete the key if it is there, and is still the fence's and has this value.
+
+        Return the revision by which it was gone, 0 when nothing was there or it was not that one.
+        Repeats itself after a lost answer.
+        """
+        created = fence.revision if fence else 0
+        while True:
+            found = self.read(key)
+            if not found or (value is not None and found.value != value):
+                return 0
+            if created and found.create_revision != created:
+                return 0  # also after a lost answer: what stands there now is somebody's new key
+            created = found.create_revision
+            check = Check(key, mod_revision=found.mod_revision)
+            outcome = self._transact([check], [], [key])
+            if outcome.done:
+                return outcome.revision
+
+    def delete_prefix(self, prefix: str) -> int:
+        """Delete every key under prefix; return the revision by which they were gone.
+
+        Many keys go in several transactions; a key written meanwhile goes too.
+        """
+        while True:
+            revision, entries = self.read_prefix(prefix)
+            if not entries:
+                return revision
+            for start in range(0, len(entries), 100):
+                chunk = entries[start : start + 100]
+                self._transact([], [], [entry.key for entry in chunk])
+
+    # ---- leases
+
+    def grant(self, ttl_s: int) -> int:
+        """Return a new lease that ends ttl_s seconds after its last refresh.
+
+        A lost answer leaves a lease that nobody has, which ends by itself.
+        """
+
+        def send(wire: Wire, timeout_s: float) -> Any:
+            request = wire.rpc.LeaseGrantRequest(TTL=ttl_s)
+            return wire.lease.LeaseGrant(request, timeout_s, metadata=LEADER)
+
+        return int(self._call(send, self.timeout_s).ID)
+
+    def refresh(self, lease: int, timeout_s: float | None = None) -> int:
+        """Keep the lease for another ttl; return that in seconds, 0 when it has run out."""
+
+        def send(wire: Wire, timeout_s: float) -> Any:
+            requests = iter([wire.rpc.LeaseKeepAliveRequest(ID=lease)])
+            return next(iter(wire.lease.LeaseKeepAlive(requests, timeout_s, metadata=LEADER)))
+
+        return int(self._call(send, self.timeout_s if timeout_s is None else timeout_s).TTL)
+
+    def revoke(self, lease: int, timeout_s: float = 3.0) -> None:
+        """End the lease, and with it its keys; one that has run out is fine."""
+
+        def send(wire: Wire, timeout_s: float) -> Any:
+            request = wire.rpc.LeaseRevokeRequest(ID=lease)
+            return wire.lease.LeaseRevoke(request, timeout_s, metadata=LEADER)
+
+        try:
+            self._call(send, timeout_s)
+        except LostClaim:
+            log.debug("lease %x had run out before it was revoked", lease)
+
+    # ---- watching, closing
+
+    def watch(
+        self,
+        prefix: str,
+        on_reset: Callable[[int, list[Entry]], None],
+        on_events: Callable[[int, list[Event]], None],
+        stop: threading.Event,
+    ) -> threading.Thread:
+        """Start thread 'watch', which calls on_reset and on_events in order, one at a time.
+
+        on_reset gets the whole prefix and its revision: first, after a compaction, and when etcd
+        went back behind what we saw. on_events gets all changes of one or more whole revisions.
+        None is lost or repeated while masters come and go. Ends when stop is set (within 0.5 s if
+        it is also the mesh's, else at the next event) or at close().
+        """
+        follower = Follower(self, prefix, on_reset, on_events, stop)
+        return spawn("watch", follower.run, stop)
+
+    def close(self) -> None:
+        """End threads 'members' and 'watch', and the channels. Calls then raise MeshDown."""
+        self._closed.set()
+        self._cancel_streams()
+        with self._lock:
+            wires = [self._wire, *(wire for _, wire in self._retired)]
+            self._retired.clear()
+        for wire in wires:
+            wire.close()
+
+    # ---- for Follower
+
+    @property
+    def closed(self) -> bool:
+        """Say whether close() was called."""
+        return self._closed.is_set()
+
+    def open_stream(self, prefix: str, start_revision: int, requests: Any) -> Any:
+        """Return the running watch call, from start_revision on; end it with close_stream."""
+        wire = self._wire
+        key = encode_key(prefix)
+        create = wire.rpc.WatchCreateRequest(
+            key=key or b"\0", range_end=find_prefix_end(key), start_revision=start_revision
+        )
+        requests.put(wire.rpc.WatchRequest(create_request=create))
+        try:
+            stream = wire.watch.Watch(iter(requests.get, None), metadata=LEADER)
+        except wire.errors as error:
+            raise self._build_down(read_fault(error).text, 0) from error
+        with self._lock:
+            self._streams.add(stream)
+        if self.closed:
+            stream.cancel()
+        return stream
+
+    def read_stream(self, stream: Any) -> Iterator[Any]:
+        """Yield the answers of a watch call; raises MeshDown when it breaks."""
+        try:
+            for answer in stream:
+                self._note(answer.header)
+                yield answer
+        except self._wire.errors as error:
+            raise self._build_down(read_fault(error).text, 0) from error
+
+    def close_stream(self, stream: Any, requests: Any) -> None:
+        """End a watch call."""
+        requests.put(None)  # ends gRPC's thread that reads the requests
+        stream.cancel()
+        with self._lock:
+            self._streams.discard(stream)
+
+    # ---- private
+
+    def _call(
+        self,
+        send: Callable[[Wire, float], Any],
+        timeout_s: float,
+        on_fault: Callable[[Fault], None] | None = None,
+    ) -> Any:
+        """Return the answer of whichever master gives one first; each try is a new choice."""
+        deadline, pause = time.monotonic() + timeout_s, 0.02
+        while True:
+            left = deadline - time.monotonic()
+            wire = self._wire
+            try:
+                answer = send(wire, max(0.05, min(TRY_S, left)))
+                self._note(answer.header)
+                return answer
+            except wire.errors as error:
+                fault = read_fault(error)
+                if not fault.transient:
+                    raise self._build_refusal(fault.text) from error
+                if on_fault:
+                    on_fault(fault)
+                if self.closed or time.monotonic() + pause > deadline:
+                    raise self._build_down(fault.text, timeout_s) from error
+            self._closed.wait(pause)
+            pause = min(pause * 2, 0.5)
+
+    def _transact(
+        self, checks: Sequence[Check], puts: Sequence[Put], deletes: Sequence[str]
+    ) -> Outcome:
+        deadline = time.monotonic() + self.timeout_s
+        change = Transaction(checks, puts, deletes, self._seen)
+        while True:
+            try:
+                left = max(0.05, deadline - time.monotonic())
+                answer = self._call(change.send, left, change.note_fault)
+            except MeshDown as error:
+                if change.lost:
+                    raise self._build_unsure(puts, deletes, str(error)) from error
+                raise
+            outcome = change.read_answer(answer)
+            if outcome:
+                return outcome
+            if time.monotonic() > deadline:
+                raise self._build_down("the keys are changed all the time", self.timeout_s)
+
+    def _read_page(self, key: bytes, end: bytes, revision: int) -> Any:
+        def send(wire: Wire, timeout_s: float) -> Any:
+            request = wire.rpc.RangeRequest(key=key, range_end=end, limit=PAGE, revision=revision)
+            return wire.kv.Range(request, timeout_s, metadata=LEADER)
+
+        return self._call(send, self.timeout_s)
+
+    def _note(self, header: Any) -> None:
+        if self._cluster_id and header.cluster_id != self._cluster_id:
+            raise MeshDown(
+                f"a master in {', '.join(self.endpoints)} belongs to another arpanet (cluster "
+                f"{header.cluster_id:x}, ours is {self._cluster_id:x}); try: arpanet master status"
+            )
+        self._cluster_id = header.cluster_id
+        self._seen = max(self._seen, header.revision)
+
+    def _build_down(self, text: str, timeout_s: float) -> MeshDown:
+        cause, tried = find_cause(text), ", ".join(self.endpoints)
+        if self.closed:
+            return MeshDown("the connection to the masters was closed")
+        quorum = f"; needs {self._voters // 2 + 1} of {self._voters}" if self._voters > 1 else ""
+        within = f" in {timeout_s:.0f} s" if timeout_s else ""
+        return MeshDown(
+            f"no master answered{within} (tried {tried}{quorum}): {cause}; "
+            "try: arpanet master status"
+        )
+
+    def _build_refusal(self, text: str) -> MeshDown | LostClaim:
+        if "lease not found" in text:
+            return LostClaim("the lease has run out, and what was held on it is gone")
+        if "database space exceeded" in text:
+            return MeshDown("etcd is full (its quota is used up); try: arpanet master status")
+        return MeshDown(f"etcd refused: {text}")
+
+    def _build_unsure(self, puts: Sequence[Put], deletes: Sequence[str], why: str) -> Unsure:
+        keys = ", ".join([*(put.key for put in puts), *deletes])
+        return Unsure(f"the change of {keys} was sent and may or may not have been done: {why}")
+
+    def _follow_members(self) -> None:
+        due = 0.0
+        while not (self._stop.is_set() or self._closed.wait(0.5)):
+            self._close_retired()
+            if len(self.endpoints) > 1 and time.monotonic() < due:
+                continue
+            due = time.monotonic() + 5
+            try:
+                self._adopt([m.client for m in self.members() if m.client and not m.learner])
+            except MeshDown as error:
+                if not self.closed:
+                    log.debug("member list: %s", error)
+                    self._adopt([*self.endpoints, *self._seeds])
+        self._cancel_streams()
+
+    def _adopt(self, endpoints: Iterable[str]) -> None:
+        """Thread: members. Watches on the old channel resume on the new one when it is closed."""
+        known = tuple(sorted(set(endpoints)))
+        if not known or known == self.endpoints or self.closed:
+            return
+        wire = Wire(self._etcd3, known)
+        with self._lock:
+            self._retired.append((time.monotonic() + 2 * TRY_S, self._wire))
+            self._wire, self.endpoints = wire, known
+        log.info("masters are now %s", " ".join(known))
+        if self._on_members:
+            self._on_members(known)
+
+    def _close_retired(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            old = [wire for due, wire in self._retired if due <= now]
+            self._retired = [(due, wire) for due, wire in self._retired if due > now]
+        for wire in old:
+            wire.close()
+
+    def _cancel_streams(self) -> None:
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.cancel()
+
+
+class Follower:
+    """One watch, from a whole read through every change after it. Thread: watch."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        prefix: str,
+        on_reset: Callable[[int, list[Entry]], None],
+        on_events: Callable[[int, list[Event]], None],
+        stop: threading.Event,
+    ) -> None:
+        self._mesh, self._prefix, self._stop = mesh, prefix, stop
+        self._on_reset, self._on_events = on_reset, on_events
+        self._revision: int | None = None  # all up to it was handed on; None: read all first
+        self._broken = False
+
+    def run(self) -> None:
+        """Follow until stop or close(); every break is healed by asking again."""
+        while not (self._stop.is_set() or self._mesh.closed):
+            try:
+                if self._revision is None:
+                    self._revision = self._read_all()
+                self._follow(self._revision)
+            except MeshDown as error:
+                if not self._broken and not self._stop.is_set() and not self._mesh.closed:
+                    log.info("watch of %s broke at %s: %s", self._prefix, self._revision, error)
+                self._broken = True
+                self._stop.wait(0.1)
+
+    def _read_all(self) -> int:
+        revision, entries = self._mesh.read_prefix(self._prefix)
+        self._on_reset(revision, entries)
+        return revision
+
+    def _follow(self, revision: int) -> None:
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stream = self._mesh.open_stream(self._prefix, revision + 1, requests)
+        try:
+            for answer in self._mesh.read_stream(stream):
+                if self._stop.is_set() or not self._take(answer, revision):
+                    return
+        finally:
+            self._mesh.close_stream(stream, requests)
+
+    def _take(self, answer: Any, start: int) -> bool:
+        """Hand one answer on; False when the stream is to be opened again."""
+        if answer.compact_revision:
+            log.warning("watch of %s: %d is compacted, reading all again", self._prefix, start)
+            self._revision = None
+        elif answer.canceled:
+            raise MeshDown(f"etcd ended the watch: {answer.cancel_reason or 'no reason given'}")
+        elif answer.created:
+            return self._check_history(answer.header.revision, start)
+        elif answer.events:
+            changes = [self._build_event(event) for event in answer.events]
+            self._revision = changes[-1].revision  # etcd never splits a revision over answers
+            self._on_events(self._revision, changes)
+        return self._revision is not None
+
+    def _check_history(self, server_revision: int, start: int) -> bool:
+        """Find out whether etcd lost revisions that we saw (a restore); then all is read again."""
+        if self._broken:
+            log.info("watch of %s goes on after revision %d", self._prefix, start)
+        self._broken = False
+        # a master that is only behind has the rest soon; a quorum read is never behind
+        if server_revision < start and self._mesh.read_revision() < start:
+            log.warning("etcd went back behind revision %d, reading all again", start)
+            self._revision = None
+        return self._revision is not None
+
+    @staticmethod
+    def _build_event(event: Any) -> Event:
+        entry = None if event.type == event.DELETE else build_entry(event.kv)
+        return Event(decode_key(event.kv.key), entry, event.kv.mod_revision)
+
+
+class Lease:
+    """Keeps keys there for as long as this process lives, on one lease of ttl_s seconds.
+
+    The lease is refreshed each ttl_s/3; one that ran out (a long cut) is granted again and the
+    keys are published again. A key of the same owner (an earlier process of this machine) is
+    taken over; another owner's is left alone: publish() raises Conflict, and the thread calls
+    on_taken and tries again, for the other may go.
+
+    keys: key -> value. is_same_owner(mine, found): whether a found value is also of this machine.
+    ttl_s: 10 or more (an election and two lost tries take 5). Thread: lease.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        keys: Mapping[str, bytes],
+        *,
+        stop: threading.Event,
+        ttl_s: int = 10,
+        is_same_owner: Callable[[bytes, bytes], bool] = lambda mine, found: mine == found,
+        on_taken: Callable[[Entry], None] | None = None,
+    ) -> None:
+        self._mesh, self._stop, self.ttl_s = mesh, stop, ttl_s
+        self._is_same_owner, self._on_taken = is_same_owner, on_taken
+        self._lock = threading.Lock()  # guards _keys
+        self._keys = dict(keys)
+        self._ended, self._wake = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self.lease = 0  # its id; written by publish() before start(), then by thread 'lease'
+        self._good_until = 0.0  # time.monotonic() up to which etcd surely keeps the lease
+        self._published = False
+
+    @property
+    def alive(self) -> bool:
+        """Say whether all keys are there and the lease cannot have run out."""
+        return self._published and time.monotonic() < self._good_until
+
+    def publish(self) -> None:
+        """Grant the lease if need be and write the keys. Blocks.
+
+        Raises MeshDown; Conflict when another owner has a key. Thread: main before start(), or
+        lease.
+        """
+        if not self.lease:
+            asked = time.monotonic()
+            self.lease = self._mesh.grant(self.ttl_s)
+            self._good_until = asked + self.ttl_s
+        with self._lock:
+            keys = dict(self._keys)
+        self._published = False
+        for key, value in keys.items():
+            self._publish_key(key, value)
+        self._published = True
+
+    def start(self) -> threading.Thread:
+        """Start thread 'lease'; it publishes first if publish() was not called before."""
+        self._thread = spawn("lease", self.run, self._stop)
+        return self._thread
+
+    def update(self, keys: Mapping[str, bytes]) -> None:
+        """Replace values or add keys; thread 'lease' writes them soon."""
+        with self._lock:
+            self._keys.update(keys)
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End thread 'lease' and revoke the lease: the keys go at once. Blocks up to 8 s."""
+        self._ended.set()
+        self._wake.set()
+        if self._thread and self._thread is not threading.current_thread():
+            self._thread.join(5)
+        self._published = False
+        if not self.lease:
+            return
+        try:
+            self._mesh.revoke(self.lease)
+        except MeshDown as error:
+            log.warning("lease ends by itself in %d s: %s", self.ttl_s, error)
+
+    def run(self) -> None:
+        """Keep the keys until stop(). Thread: lease."""
+        while not self._ended.is_set():
+            pause = self._keep()
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _keep(self) -> float:
+        """Refresh, look, publish what is missing; return the seconds to the next time."""
+        try:
+            if self.lease and not self._refresh():
+                log.warning("the lease ran out; publishing again")
+                self.lease, self._published = 0, False
+            if not self.lease or not self._is_there():
+                self.publish()
+            return self.ttl_s / 3
+        except Conflict as error:
+            log.debug("%s", error)
+            return self.ttl_s / 3
+        except LostClaim:  # it ran out between refresh and write
+            self.lease, self._published = 0, False
+            return 0.0
+        except (MeshDown, Unsure) as error:
+            if not self._ended.is_set():
+                log.warning("cannot keep this host's keys: %s", error)
+            return 0.3
+
+    def _refresh(self) -> bool:
+        asked = time.monotonic()
+        ttl_s = self._mesh.refresh(self.lease, self.ttl_s / 3)
+        if ttl_s:
+            self._good_until = asked + ttl_s
+        return ttl_s > 0
+
+    def _is_there(self) -> bool:
+        with self._lock:
+            keys = dict(self._keys)
+        entries = [self._mesh.read(key) for key in keys]
+        return all(
+            entry is not None and entry.lease == self.lease and entry.value == keys[entry.key]
+            for entry in entries
+        )
+
+    def _publish_key(self, key: str, value: bytes) -> None:
+        """Make the key or take it over from our own past; a lost race is looked at again."""
+        while True:
+            found = self._mesh.read(key)
+            if found and found.lease == self.lease and found.value == value:
+                return
+            mine = not found or found.lease == self.lease
+            if found and not mine and not self._is_same_owner(value, found.value):
+                if self._on_taken:
+                    self._on_taken(found)
+                raise Conflict(f"{key} is held by another machine: {found.value.decode()}")
+            check = Check(key, mod_revision=found.mod_revision if found else 0)
+            if self._mesh.commit([check], [Put(key, value, self.lease)]):
+                return
+
+
+# ==== Engine ==================================================================
+# One host's Docker Engine, reached through that host's agent. The engine is the
+# truth about a container's state, its images and its volumes' contents; etcd is
+# the truth about names, placements, links and volume pins.
+
+HOP_HEADERS = frozenset(
+    (
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "expect",
+        "host",
+        "proxy-connection",
+        "content-length",
+    )
+)
+STREAM_TYPES = (
+    "application/vnd.docker.raw-stream",
+    "application/vnd.docker.multiplexed-stream",
+)
+
+
+class EngineReply:
+    """An engine's answer: its head is there, its body comes as it comes."""
+
+    def __init__(self, host: str, method: str, sock: socket.socket) -> None:
+        self.host, self.sock, self.method = host, sock, method
+        self.response = read_response(sock, method)
+        self.status = self.response.status
+        self.headers = self.response.getheaders()
+
+    @property
+    def is_hijack(self) -> bool:
+        """Return whether the connection is a raw stream from here on."""
+        kind = (self.response.getheader("Content-Type") or "").partition(";")[0]
+        framed = self.response.chunked or self.response.getheader("Content-Length") is not None
+        raw = self.method == "POST" and self.status == 200 and not framed and kind in STREAM_TYPES
+        return self.status == 101 or raw
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the body as it comes; blocks. Raises EngineDown when it ends early."""
+        try:
+            while block := self.response.read1(BLOCK_BYTES):
+                yield block
+        except (OSError, http.client.HTTPException, ValueError) as e:
+            raise EngineDown(f"the answer of the engine on {self.host} broke off: {e!r}") from e
+        if self.response.length:
+            raise EngineDown(f"the answer of the engine on {self.host} broke off")
+
+    def read(self) -> bytes:
+        """Return the whole body and close. Raises EngineDown."""
+        try:
+            return b"".join(self.blocks())
+        finally:
+            self.close()
+
+    def read_json(self) -> Any:
+        """Return the JSON of the body and close. Raises EngineDown, EngineError on a failure's status."""
+        text = self.read()
+        try:
+            value = json.loads(text or b"null")
+        except ValueError as e:
+            raise EngineDown(f"the engine on {self.host} does not answer in JSON: {e}") from e
+        if self.status >= 400:
+            message = value.get("message") if isinstance(value, dict) else None
+            raise EngineError(self.status, message or f"the engine on {self.host}: {self.status}")
+        return value
+
+    def early_bytes(self) -> bytes:
+        """Return the bytes of a hijacked stream that came along with the head."""
+        self.sock.setblocking(False)
+        return buffered_bytes(self.response.fp)
+
+    def close(self) -> None:
+        """End the connection, also under a thread that reads from it."""
+        with contextlib.suppress(OSError):  # it may have ended already
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.response.close()
+        self.sock.close()
+
+
+class Upload:
+    """A body on its way to an engine, sent by a thread of its own while the answer is read."""
+
+    def __init__(self, sock: socket.socket, blocks: Iterable[bytes], chunked: bool) -> None:
+        self._sock, self._blocks, self._chunked = sock, blocks, chunked
+        self.fault: ArpanetError | None = None
+        self.thread = spawn("upload", self._run)
+
+    def _run(self) -> None:
+        try:
+            for block in self._blocks:
+                if self._chunked:
+                    write_chunk(self._sock.sendall, block)
+                else:
+                    self._sock.sendall(block)
+            if self._chunked:
+                self._sock.sendall(b"0\r\n\r\n")
+        except ArpanetError as e:
+            self.fault = e  # the client's body broke off: the engine must not take it for whole
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the engine has answered early; its answer says why
+
+
+def dial_agent(agent: HostPort, what: str, timeout_s: float = 5.0) -> socket.socket:
+    """Return a tunnel to "engine" or "NAME:PORT" on an agent's host. Raises OSError."""
+    sock = dial(agent, timeout_s)
+    try:
+        sock.settimeout(timeout_s)
+        sock.sendall(f"CONNECT {what} HTTP/1.1\r\n\r\n".encode())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            block = sock.recv(1024)
+            if not block or len(head) > 4096:
+                raise OSError(f"the agent hung up: {head.decode('latin-1').strip()}")
+            head += block
+        if b" 200 " not in head.partition(b"\r\n")[0]:
+            raise OSError(head.decode("latin-1").partition("\r\n")[0].partition(" ")[2])
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Engine:
+    """One host's engine. Every call raises EngineDown when it cannot be reached."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def send(
+        self,
+        method: str,
+        target: str,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes | Body | Iterable[bytes] = b"",
+        timeout_s: float | None = None,
+    ) -> EngineReply:
+        """Return the answer as soon as its head is there.
+
+        timeout_s: for each wait of head and body, None for streams.
+        Raises EngineDown, and BadRequest when the given body breaks off.
+        """
+        try:
+            sock = dial_agent(self.host.agent, "engine")
+        except OSError as e:
+            raise self._down(e) from e
+        upload = None
+        try:
+            sock.settimeout(timeout_s)
+            upload = self._send(sock, method, target, list(headers), body)
+            return EngineReply(self.host.name, method, sock)
+        except OSError as e:
+            sock.close()
+            if upload and upload.fault:
+                raise upload.fault from e
+            raise self._down(e) from e
+        except BaseException:
+            sock.close()
+            raise
+
+    def fetch(self, method: str, target: str, body: Any = None, timeout_s: float = 30.0) -> Any:
+        """Return the JSON that the engine answers. Raises EngineError with its words, EngineDown."""
+        payload = b"" if body is None else dump_json(body)
+        headers = [("Content-Type", "application/json")] if payload else []
+        return self.send(method, target, headers, payload, timeout_s).read_json()
+
+    def _send(
+        self,
+        sock: socket.socket,
+        method: str,
+        target: str,
+        headers: list[tuple[str, str]],
+        body: bytes | Body | Iterable[bytes],
+    ) -> Upload | None:
+        if not any(name.lower() == "upgrade" for name, _ in headers):
+            headers = [*headers, ("Connection", "close")]
+        if isinstance(body, Body) and not body.chunked and body.length <= HEAD_LIMIT_BYTES:
+            body = body.read()
+        if isinstance(body, bytes):
+            if body or method in ("POST", "PUT"):
+                headers = [*headers, ("Content-Length", str(len(body)))]
+            send_request(sock, method, target, headers, body)
+            return None
+        counted = isinstance(body, Body) and not body.chunked
+        length = body.length if isinstance(body, Body) else 0
+        framing = ("Content-Length", str(length)) if counted else ("Transfer-Encoding", "chunked")
+        send_request(sock, method, target, [*headers, framing])
+        return Upload(sock, body.blocks() if isinstance(body, Body) else body, not counted)
+
+    def _down(self, cause: OSError) -> EngineDown:
+        return EngineDown(
+            f"the engine on {self.host.name} ({self.host.ip}) cannot be reached: {cause}; "
+            f"what runs on other hosts goes on; on {self.host.name} try: arpanet slave status"
+        )
+
+
+# ==== Node ====================================================================
+# The one changing object of a process: settings, mesh, the view, stop. Only the
+# thread "watch" replaces the view; a request takes it once and uses that.
+
+SYNC_S = 5.0
+
+
+class Node:
+    """What the threads of a master or slave share."""
+
+    def __init__(self, settings: Settings, mesh: Mesh, stop: threading.Event) -> None:
+        self.settings, self.mesh, self.stop = settings, mesh, stop
+        self.view = View()
+        self.exec_hosts: Recent[str] = Recent()  # exec id: host
+        self.pull_hosts: Recent[str] = Recent(1000)  # image: host that a create waits on
+        self.presence: Lease | None = None
+        self.report: Callable[[], dict[str, Any]] = dict
+        self._moved = threading.Condition()  # guards the replacement of view, for waiters
+
+    def lease_id(self) -> int:
+        """Return this process's lease. Raises MeshDown while it has none."""
+        if self.presence is None or not self.presence.lease:
+            raise MeshDown(
+                "this master has no lease in etcd at the moment; try: arpanet master status"
+            )
+        return self.presence.lease
+
+    def follow(self) -> None:
+        """Keep the view as the mesh is, from now on; returns when the first read is in it."""
+        self.mesh.watch(PREFIX, self._read_anew, self._read_events, self.stop)
+        with self._moved:
+            if not self._moved.wait_for(lambda: self.view.revision > 0, SYNC_S * 2):
+                raise MeshDown(
+                    "the first read of the mesh does not come; try: arpanet master status"
+                )
+
+    def _read_anew(self, revision: int, entries: Sequence[Entry]) -> None:
+        self._set_view(apply_changes(View(), revision, [Change(e.key, e.value) for e in entries]))
+
+    def _read_events(self, revision: int, events: Sequence[Event]) -> None:
+        changes = [Change(e.key, e.entry.value if e.entry else None) for e in events]
+        self._set_view(apply_changes(self.view, revision, changes))
+
+    def _set_view(self, view: View) -> None:
+        with self._moved:
+            self.view = view
+            self._moved.notify_all()
+
+    def wait_view(self, revision: int, timeout_s: float = SYNC_S) -> View:
+        """Return the view once it is as of a revision or later. Raises MeshDown."""
+        with self._moved:
+            if not self._moved.wait_for(lambda: self.view.revision >= revision, timeout_s):
+                raise MeshDown(
+                    f"the mesh is at revision {revision}, and its news do not come here "
+                    f"(at {self.view.revision}); try: arpanet master status"
+                )
+            return self.view
+
+    def wait_change(self, view: View, timeout_s: float) -> View:
+        """Return the view when it is another than the given one, or after the time."""
+        with self._moved:
+            self._moved.wait_for(lambda: self.view is not view or self.stop.is_set(), timeout_s)
+            return self.view
+
+    def sync_view(self) -> View:
+        """Return a view that holds all that was acknowledged before this call. Raises MeshDown."""
+        return self.wait_view(self.mesh.read_revision())
+
+    def require_engine(self, view: View, name: str) -> Engine:
+        """Return a living host's engine. Raises EngineDown."""
+        host = view.hosts.get(name)
+        if host is None or name not in view.alive:
+            where = f" ({host.ip})" if host else ""
+            raise EngineDown(
+                f"host {name}{where} is down; its containers stay listed until it is back, "
+                f"or until someone types there: arpanet slave leave"
+            )
+        return Engine(host)
+
+
+def publish(node: Node, host: Host, container_id: str) -> None:
+    """Have a host's slave write a container to the mesh, and wait until it is in our view.
+
+    A slave that does not answer is only logged: its own events bring the news later.
+    """
+    path = f"/publish/{container_id}?revision={node.view.revision}"
+    try:
+        answer = http_json(host.agent, "POST", path, SYNC_S * 2)
+        node.wait_view(int(answer["revision"]))
+    except (OSError, ArpanetError, KeyError, TypeError, ValueError) as e:
+        log.warning(
+            "could not have container %s published, host=%s: %s", container_id[:12], host.name, e
+        )
+
+
+# ==== Links ===================================================================
+# Moves bytes from socket to socket and never looks inside them. One thread, "pump", owns every
+# connection and alone changes the objects below; other threads hand sockets over with a method
+# of Pump. An idle connection is two descriptors. The end of one direction closes that direction.
+# Small messages are copied through one shared buffer; a direction that fills it is moved by
+# splice(2) through a borrowed pipe, so what a slow reader leaves waiting is bounded.
+
+CONNECT_S = 5.0  # to reach a target
+ANSWER_S = 5.0  # for a far agent to answer CONNECT
+HEAD_S = 5.0  # for a peer to say what it wants
+TICK_S = 1.0  # how often deadlines are looked at
+HEAD_BYTES = 8192
+BUFFER_BYTES = 1 << 16
+PIPE_BYTES = 1 << 20
+SPARE_PIPES = 8
+SPLICES_PER_TURN = 4  # then the other connections have their turn
+ACCEPTS_PER_TURN = 16
+EVENTS_PER_TURN = 256
+
+AGENT_OK = b"HTTP/1.1 200 OK\r\n\r\n"
+READABLE = select.EPOLLIN | select.EPOLLRDHUP
+WRITABLE, BROKEN = select.EPOLLOUT, select.EPOLLERR
+HANG_UP_ONCE = select.EPOLLET  # level-triggered, a half-closed socket would be reported for ever
+SPLICE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+LINGER_0 = struct.pack("ii", 1, 0)
+OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+OnAccept = Callable[[socket.socket, Address, "LinkListener"], None]
+OnHead = Callable[[socket.socket, Address, bytes, bytes], None]
+OnRefusal = Callable[[socket.socket, str], None]  # gets the near socket back, and why
+
+
+class Target(NamedTuple):
+    """Where to dial; with a preamble it is an agent, which must answer AGENT_OK to it."""
+
+    address: Address
+    preamble: bytes = b""
+
+
+class Tally:
+    """The bytes that went one way."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+class LinkCounters:
+    """What went through one link. Thread: pump writes, any thread reads."""
+
+    __slots__ = ("total", "active", "failed", "to_target", "to_client")
+
+    def __init__(self) -> None:
+        self.total = self.active = self.failed = 0
+        self.to_target, self.to_client = Tally(), Tally()
+
+
+class Pipe(NamedTuple):
+    """The two descriptors of a pipe."""
+
+    read_fd: int
+    write_fd: int
+
+    def close(self) -> None:
+        """Close both ends, and drop what is in between."""
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+
+
+class Watcher:
+    """What the pump calls when a descriptor has events or a deadline has passed."""
+
+    __slots__ = ()
+
+    def event(self, events: int) -> None:
+        """Do what the events allow, without blocking."""
+
+    def expire(self) -> None:
+        """Give up."""
+
+    def abort(self) -> None:
+        """Close at once whatever is held; must not raise."""
+
+
+def set_linger_0(sock: socket.socket) -> None:
+    """Let the close of a socket be a reset: its peer learns at once that bytes may be lost."""
+    with contextlib.suppress(OSError):  # closed already: there is nobody to tell
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+
+
+def reset(sock: socket.socket) -> None:
+    """Refuse or break off a connection. Thread: any that holds the socket."""
+    set_linger_0(sock)
+    sock.close()
+
+
+def say_and_close(sock: socket.socket, words: bytes) -> None:
+    """Send a last answer and close. Never blocks, never raises an OSError."""
+    with contextlib.suppress(OSError):  # a peer that is gone misses nothing
+        sock.setblocking(False)
+        sock.send(words)
+        sock.shutdown(socket.SHUT_WR)
+        sock.recv(BUFFER_BYTES)  # what is left unread turns the close into a reset
+    sock.close()
+
+
+def status_line(status: int, why: str) -> bytes:
+    """Return a whole HTTP answer without a body; why may be any text."""
+    return f"HTTP/1.1 {status} {' '.join(why.split())}\r\n\r\n".encode("latin-1", "replace")
+
+
+def refuse_link(sock: socket.socket, _why: str) -> None:
+    """Reset: a client sees what it would see from a target that is not there."""
+    reset(sock)
+
+
+def refuse_connect(sock: socket.socket, why: str) -> None:
+    """Answer a CONNECT whose target does not answer."""
+    say_and_close(sock, status_line(502, why))
+
+
+def adopt(sock: socket.socket) -> socket.socket:
+    """Return a new owner of the socket; whoever still has the old object can close it harmlessly.
+
+    Source: http.server and socketserver shut down and close what they have handed out.
+    """
+    owned = socket.socket(fileno=sock.detach())
+    if owned.family != socket.AF_UNIX:
+        tune_socket(owned)
+    return owned
+
+
+class LinkListener(socketserver.TCPServer):
+    """A bound TCP listener that a pump accepts from, and the counters of what came that way.
+
+    accepted(sock, peer, listener) runs in the pump and must not block: it calls pump.dial() or
+    pump.read_head(), hands sock (non-blocking) to a thread that will, or refuses it by reset()
+    or an ArpanetError. speaks_first: the peer does, so accept waits for its first bytes.
+    Raises OSError if the address cannot be bound.
+    """
+
+    request_queue_size = 1024
+    allow_reuse_address = True
+
+    def __init__(self, address: Address, accepted: OnAccept, *, speaks_first: bool = False) -> None:
+        self.accepted, self.speaks_first, self.counters = accepted, speaks_first, LinkCounters()
+        super().__init__(address, socketserver.BaseRequestHandler)  # type: ignore[arg-type]
+
+    def server_bind(self) -> None:
+        """Bind, with the options that accepted sockets inherit."""
+        self.socket.setblocking(False)
+        if self.address_family == socket.AF_INET:
+            tune_socket(self.socket)
+        if self.speaks_first:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(HEAD_S))
+        super().server_bind()
+
+    def process_request(self, request: object, client_address: Address) -> None:
+        """Let accepted() decide; a socket that nobody wants is reset."""
+        assert isinstance(request, socket.socket)
+        try:
+            self.accepted(request, client_address, self)
+        except ArpanetError as refusal:
+            log.debug("refused %s: %s", client_address, refusal)
+            self.counters.failed += 1
+            reset(request)
+        except Exception:
+            log.exception("internal error while accepting from %s", client_address)
+            reset(request)
+
+
+class UnixListener(LinkListener):
+    """A bound unix socket listener; takes the place of a socket file that nobody listens on."""
+
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        """Bind. Raises OSError (EADDRINUSE) if the path is another listener's, or another thing."""
+        path = str(self.server_address)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+            refused = probe.connect_ex(path) == errno.ECONNREFUSED
+        if refused and stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)
+        super().server_bind()
+
+
+class Acceptor(Watcher):
+    """Accepts in bursts for one listener; without descriptors it looks away for a tick."""
+
+    __slots__ = ("pump", "listener", "fd", "resting")
+
+    def __init__(self, pump: Pump, listener: LinkListener) -> None:
+        self.pump, self.listener, self.fd = pump, listener, listener.fileno()
+        self.resting = False  # since the last time that accept worked
+
+    def event(self, _events: int) -> None:
+        """Accept what has queued up, and let the listener decide about each."""
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, peer = self.listener.get_request()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._rest(error)
+                return
+            self.resting = False
+            sock.setblocking(False)
+            self.listener.process_request(sock, peer)
+
+    def _rest(self, error: OSError) -> None:
+        if error.errno in OUT_OF_DESCRIPTORS:  # the queue stays readable: epoll would spin
+            if not self.resting:
+                log.warning("accepts no connection for now: %s", error)
+            self.resting = True
+            self.pump.epoll.modify(self.fd, 0)
+            self.pump.next_tick.append(self._look_again)
+        elif error.errno == errno.EINVAL:  # shut down by unlisten()
+            self.abort()
+
+    def _look_again(self) -> None:
+        if self.pump.watchers.get(self.fd) is self:
+            self.pump.epoll.modify(self.fd, select.EPOLLIN)
+
+    def abort(self) -> None:
+        """Stop listening."""
+        if self.pump.watchers.get(self.fd) is self:
+            del self.pump.watchers[self.fd]
+            self.pump.bury(self.listener.socket)
+
+
+class Half(Watcher):
+    """One direction of a connection: what arrives on source goes to sink.
+
+    left and piped are read and not yet taken by the sink; while there are any the half is
+    stalled: nothing more is read, and the sink is watched until it can be written.
+    """
+
+    __slots__ = (
+        "source", "sink", "connection", "pump", "tally", "reverse", "left", "pipe", "piped",
+        "bulk", "ended", "done", "stalled", "mask",
+    )  # fmt: skip
+    reverse: Half
+
+    def __init__(
+        self, connection: Connection, source: socket.socket, sink: socket.socket, tally: Tally
+    ) -> None:
+        self.connection, self.pump = connection, connection.pump
+        self.source, self.sink, self.tally = source, sink, tally
+        self.left = b""
+        self.pipe: Pipe | None = None
+        self.piped = 0  # bytes in the pipe
+        self.bulk = False  # by splice, not through the buffer
+        self.ended = False  # the source has said its last
+        self.done = False  # and so has the sink been told
+        self.stalled = False
+        self.mask = 0  # of the source, as epoll has it; 0 = not registered
+
+    def event(self, events: int) -> None:
+        """Act on events of the source: it is readable, or takes more of the other half."""
+        if events & WRITABLE:
+            self.reverse.move()
+        if events & ~WRITABLE and self.connection.open:
+            if not (self.ended or self.stalled):
+                self.move()  # broken or not: what came before the break is delivered
+            elif events & BROKEN:
+                self.connection.close(broken=True)
+
+    def abort(self) -> None:
+        """Break the connection off."""
+        self.connection.close(broken=True)
+
+    def begin(self, early: bytes, flags: int = 0) -> None:
+        """Send what was read before there was a sink. Raises OSError."""
+        if early:
+            self.left = early
+            with contextlib.suppress(BlockingIOError):
+                self.left = early[self.sink.send(early, flags) :]
+            self.stalled = bool(self.left)
+
+    def move(self) -> None:
+        """Pass on what is there, as far as the sink takes it. Never blocks."""
+        try:
+            if self.left:
+                self.left = self.left[self.sink.send(self.left) :]
+            if not (self.left or self.bulk or self.piped or self.ended):
+                self._copy()
+                if not (self.left or self.bulk or self.ended or self.stalled):
+                    return  # a small message, the common case: nothing else changes
+            if (self.bulk or self.piped) and not self.left:
+                self._splice()
+        except BlockingIOError:
+            pass  # nothing to read, or no room: left and piped say which
+        except OSError:
+            self.connection.close(broken=True)
+            return
+        self._settle()
+
+    def _copy(self) -> None:
+        """Pass one message through the shared buffer; one that fills it is the start of bulk."""
+        size = self.source.recv_into(self.pump.buffer)
+        if not size:
+            self.ended = True
+            return
+        self.tally.bytes += size
+        try:
+            sent = self.sink.send(self.pump.view[:size])
+        except BlockingIOError:
+            sent = 0
+        if sent < size:
+            self.left = bytes(self.pump.view[sent:size])
+        self.bulk = size == BUFFER_BYTES
+
+    def _splice(self) -> None:
+        """Pass a few pipes full. Raises BlockingIOError when the sink takes no more."""
+        moved, sink_fd = 0, self.sink.fileno()
+        for _ in range(SPLICES_PER_TURN):
+            pipe = self.pipe or self.pump.borrow_pipe()
+            if pipe is None:  # out of descriptors: the buffer does it too
+                break
+            self.pipe = pipe
+            if not self.piped:
+                if not self._fill(pipe):
+                    break
+                moved += self.piped
+            self.piped -= os.splice(pipe.read_fd, sink_fd, self.piped, flags=SPLICE)
+        if moved < BUFFER_BYTES // 2 and not self.piped:
+            self.bulk = False  # back to small messages
+
+    def _fill(self, pipe: Pipe) -> bool:
+        """Return True if bytes came from the source into the (empty) pipe."""
+        try:
+            self.piped = os.splice(self.source.fileno(), pipe.write_fd, PIPE_BYTES, flags=SPLICE)
+        except BlockingIOError:
+            return False
+        self.tally.bytes += self.piped
+        self.ended = not self.piped
+        return not self.ended
+
+    def _settle(self) -> None:
+        """Give the pipe back, pass an end on, and watch for what is needed now."""
+        if self.pipe is not None and not self.piped:
+            self.pump.return_pipe(self.pipe)
+            self.pipe = None
+        self.stalled = bool(self.left or self.piped)
+        if self.ended and not self.stalled and not self.done:
+            self.done = True
+            if self.reverse.done:
+                self.connection.close()
+                return
+            try:
+                self.sink.shutdown(socket.SHUT_WR)
+            except OSError:  # reset in this instant
+                self.connection.close(broken=True)
+                return
+        self.connection.rearm()
+
+
+class Connection:
+    """Two connected sockets: near came in, far was dialled (or both were there: join)."""
+
+    __slots__ = ("pump", "near", "far", "near_fd", "far_fd", "counters", "forth", "back", "open")
+
+    def __init__(
+        self, pump: Pump, near: socket.socket, far: socket.socket, counters: LinkCounters
+    ) -> None:
+        self.pump, self.near, self.far, self.counters = pump, near, far, counters
+        self.near_fd, self.far_fd = near.fileno(), far.fileno()
+        self.forth = Half(self, near, far, counters.to_target)
+        self.back = Half(self, far, near, counters.to_client)
+        self.forth.reverse, self.back.reverse = self.back, self.forth
+        self.open = True
+
+    def start(self, early_to_far: bytes, early_to_near: bytes, flags_to_near: int = 0) -> None:
+        """Pass on what was read already, and watch both sides."""
+        watchers = self.pump.watchers
+        watchers[self.near_fd] = self.forth
+        watchers.setdefault(self.far_fd, self.back)  # unless an AgentAnswer is awaited first
+        try:
+            self.back.begin(early_to_near, flags_to_near)
+            self.forth.begin(early_to_far)
+        except OSError:
+            self.close(broken=True)
+            return
+        if self.forth.ended:
+            self.forth.move()
+        else:
+            self.rearm()
+
+    def join(self, early_to_far: bytes, early_to_near: bytes) -> None:
+        """Start with two sockets that somebody has read from already."""
+        self.counters.total += 1
+        self.counters.active += 1
+        self.counters.to_target.bytes += len(early_to_far)
+        self.counters.to_client.bytes += len(early_to_near)
+        self.start(early_to_far, early_to_near)
+
+    def has_reached(self, host: str) -> bool:
+        """Return whether the far side is at this IP."""
+        try:
+            return bool(self.far.getpeername()[0] == host)
+        except (OSError, IndexError):  # closed, or a unix socket without a name
+            return False
+
+    def rearm(self) -> None:
+        """Tell epoll what is waited for, where that changed."""
+        for half, fd in ((self.forth, self.near_fd), (self.back, self.far_fd)):
+            mask = 0 if half.ended or half.stalled else READABLE
+            if half.reverse.stalled:
+                mask |= WRITABLE
+            mask = mask or HANG_UP_ONCE
+            if mask == half.mask:
+                continue
+            if half.mask:
+                self.pump.epoll.modify(fd, mask)
+            else:
+                self.pump.epoll.register(fd, mask)
+            half.mask = mask
+
+    def abort(self) -> None:
+        """Break the connection off."""
+        self.close(broken=True)
+
+    def close(self, *, broken: bool = False) -> None:
+        """Close both sides, by a reset if bytes may be lost."""
+        if not self.open:
+            return
+        self.open = False
+        self.counters.active -= 1
+        for half, fd in ((self.forth, self.near_fd), (self.back, self.far_fd)):
+            watcher = self.pump.watchers.pop(fd, half)
+            self.pump.due.pop(watcher, None)  # of an AgentAnswer
+            if half.pipe is not None:
+                half.pipe.close()  # it may hold bytes: never for reuse
+                half.pipe = None
+            self.pump.bury(half.source, broken=broken)
+
+
+class AgentAnswer(Watcher):
+    """Stands in for the back half of a connection until the far agent has said OK."""
+
+    __slots__ = ("connection", "missing")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.missing = connection, AGENT_OK
+
+    def event(self, events: int) -> None:
+        """Read no byte more than the answer; what follows is for the near side."""
+        connection = self.connection
+        if events & WRITABLE:
+            connection.forth.move()
+        if not events & ~WRITABLE or not connection.open:
+            return
+        try:
+            part = connection.far.recv(len(self.missing))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(str(error))
+            return
+        if not part or not self.missing.startswith(part):
+            self._fail(f"the agent answered {part!r}")
+            return
+        self.missing = self.missing[len(part) :]
+        if not self.missing:
+            del connection.pump.due[self]
+            connection.pump.watchers[connection.far_fd] = connection.back
+            connection.back.move()
+
+    def expire(self) -> None:
+        """Give up: the agent is silent."""
+        self._fail(f"the agent did not answer within {ANSWER_S} s")
+
+    def _fail(self, why: str) -> None:
+        log.debug("link failed: %s", why)
+        self.connection.counters.failed += 1
+        self.abort()
+
+    def abort(self) -> None:
+        """Break the connection off."""
+        self.connection.close(broken=True)
+
+
+class Dial(Watcher):
+    """A near socket that waits for its target to be reached."""
+
+    def __init__(
+        self, pump: Pump, near: socket.socket, targets: Iterable[Target], answer: bytes,
+        early: bytes, counters: LinkCounters, on_refusal: OnRefusal,
+    ) -> None:  # fmt: skip
+        self.pump, self.near, self.targets, self.counters = pump, near, iter(targets), counters
+        self.answer, self.early, self.on_refusal = answer, early, on_refusal
+        self.far: socket.socket | None = None
+        self.connection: Connection | None = None
+        self.watched = self.failed = False
+
+    def start(self) -> None:
+        """Dial the first target."""
+        self.counters.total += 1
+        self.counters.active += 1
+        self._dial_next("no target")
+
+    def _dial_next(self, why: str) -> None:
+        """Dial the next target; without one give up and say why the last did not answer."""
+        self._hang_up()
+        target = next(self.targets, None)
+        if target is None:
+            self._fail(why)
+            return
+        self.target = target
+        unix = isinstance(target.address, str)
+        try:
+            self.far = socket.socket(
+                socket.AF_UNIX if unix else socket.AF_INET,
+                socket.SOCK_STREAM | socket.SOCK_NONBLOCK,
+            )
+            if not unix:
+                tune_socket(self.far)
+            self.pump.due[self] = time.monotonic() + CONNECT_S
+            error = self.far.connect_ex(target.address)
+        except OSError as failure:
+            self._dial_next(str(failure))
+            return
+        if error == errno.EINPROGRESS and not target.preamble:
+            error = self.far.connect_ex(target.address)  # on this host: it is there already
+        self._advance(self.far, error)
+
+    def event(self, _events: int) -> None:
+        """See how far the dial is: connect() again tells, and a stray event does no harm."""
+        if self.far is not None:
+            self._advance(self.far, self.far.connect_ex(self.target.address))
+
+    def _advance(self, far: socket.socket, error: int) -> None:
+        if error in (0, errno.EISCONN):
+            self._connected(far)
+        elif error == errno.EAGAIN:  # the queue of a unix listener is full: nothing to wait on
+            self.pump.next_tick.append(functools.partial(self._try_again, far))
+        elif error not in (errno.EINPROGRESS, errno.EALREADY):
+            self._dial_next(os.strerror(error))
+        elif not self.watched:
+            self.watched = True
+            self.pump.watchers[far.fileno()] = self
+            self.pump.epoll.register(far.fileno(), WRITABLE)
+
+    def _try_again(self, far: socket.socket) -> None:
+        if self.far is far:
+            self.event(0)
+
+    def _connected(self, far: socket.socket) -> None:
+        """Make the connection; what the near side has sent by now rides with the preamble."""
+        pump, first, ended = self.pump, b"", False
+        self._leave()
+        self.far = None
+        self.connection = connection = Connection(pump, self.near, far, self.counters)
+        try:
+            first = self.near.recv(BUFFER_BYTES // 4)
+            ended = not first
+        except BlockingIOError:
+            pass
+        except OSError:
+            connection.close(broken=True)
+            return
+        connection.forth.ended = ended
+        connection.back.mask = WRITABLE if self.watched else 0
+        if self.target.preamble:
+            answer = AgentAnswer(connection)
+            pump.watchers[far.fileno()] = answer
+            pump.due[answer] = time.monotonic() + ANSWER_S
+        asked = self.early + first
+        self.counters.to_target.bytes += len(asked)
+        # Somebody who has asked already will be answered: our OK rides with that (or after 0.2 s)
+        # in one packet. Somebody who has not may be waiting for the OK.
+        flags = socket.MSG_MORE if asked else 0
+        connection.start(self.target.preamble + asked, self.answer, flags)
+
+    def expire(self) -> None:
+        """Give this target up."""
+        self._dial_next("timed out")
+
+    def _leave(self) -> None:
+        self.pump.due.pop(self, None)
+        if self.watched and self.far is not None:
+            del self.pump.watchers[self.far.fileno()]
+
+    def _hang_up(self) -> None:
+        if self.far is not None:
+            self._leave()
+            self.pump.bury(self.far)
+            self.far, self.watched = None, False
+
+    def _fail(self, why: str) -> None:
+        log.debug("dial failed: %s", why)
+        self.failed = True
+        self.counters.failed += 1
+        self.counters.active -= 1
+        self.on_refusal(self.near, why)
+
+    def abort(self) -> None:
+        """Break off what has been begun."""
+        if self.connection is not None:
+            self.connection.close(broken=True)
+            return
+        self._hang_up()
+        reset(self.near)
+        if not self.failed:
+            self.counters.active -= 1
+
+
+class HeadReader(Watcher):
+    """Reads one HTTP request head, then hands the socket over."""
+
+    __slots__ = ("pump", "sock", "fd", "peer", "on_head", "got", "watched")
+
+    def __init__(self, pump: Pump, sock: socket.socket, peer: Address, on_head: OnHead) -> None:
+        self.pump, self.sock, self.peer, self.on_head = pump, sock, peer, on_head
+        self.fd, self.got, self.watched = sock.fileno(), b"", False
+
+    def start(self) -> None:
+        """Read what is there: where the peer speaks first (TCP_DEFER_ACCEPT), all of it."""
+        self.pump.due[self] = time.monotonic() + HEAD_S
+        self.event(0)
+        if self in self.pump.due:
+            self.pump.watchers[self.fd] = self
+            self.pump.epoll.register(self.fd, READABLE)
+            self.watched = True
+
+    def event(self, _events: int) -> None:
+        """Read on; at the end of the head let on_head() have the socket."""
+        try:
+            part = self.sock.recv(HEAD_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            part = b""
+        self.got += part
+        head, end, rest = self.got.partition(b"\r\n\r\n")
+        if end and len(head) + len(end) <= HEAD_BYTES:
+            self._hand_over(head + end, rest)
+        elif end or len(self.got) >= HEAD_BYTES:
+            self._refuse(status_line(431, f"the head is longer than {HEAD_BYTES} bytes"))
+        elif not part:
+            self.abort()
+
+    def _hand_over(self, head: bytes, rest: bytes) -> None:
+        self._leave()
+        try:
+            self.on_head(self.sock, self.peer, head, rest)
+        except ArpanetError as refusal:
+            say_and_close(self.sock, status_line(refusal.status, str(refusal)))
+        except Exception:
+            log.exception("internal error while answering %s", self.peer)
+            say_and_close(self.sock, status_line(500, "internal error"))
+
+    def _leave(self) -> None:
+        self.pump.due.pop(self, None)
+        if self.watched:
+            del self.pump.watchers[self.fd]
+            self.pump.epoll.unregister(self.fd)
+            self.watched = False
+
+    def expire(self) -> None:
+        """Give up: the head does not end."""
+        self._refuse(status_line(408, f"no request within {HEAD_S} s"))
+
+    def _refuse(self, words: bytes) -> None:
+        self._leave()
+        say_and_close(self.sock, words)
+
+    def abort(self) -> None:
+        """Close without a word."""
+        self._leave()
+        self.sock.close()
+
+
+class Mailbox(Watcher):
+    """Calls that other threads leave for the pump, and the descriptor that wakes it for them."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()  # guards _calls and _open
+        self._calls: collections.deque[Callable[[], None]] = collections.deque()
+        self._open = True
+
+    def post(self, call: Callable[[], None]) -> bool:
+        """Return True if the pump will run the call, False if it has ended."""
+        with self._lock:
+            if not self._open:
+                return False
+            if not self._calls:
+                os.eventfd_write(self.fd, 1)
+            self._calls.append(call)
+        return True
+
+    def event(self, _events: int) -> None:
+        """Run what was left, one by one: none stands in the way of the next."""
+        os.eventfd_read(self.fd)
+        with self._lock:
+            calls, self._calls = self._calls, collections.deque()
+        for call in calls:
+            run_guarded(call)
+
+    def close(self) -> None:
+        """Take no more calls; those that are in it are run: they find the pump ended."""
+        with self._lock:
+            self._open = False
+            os.close(self.fd)
+        for call in self._calls:
+            run_guarded(call)
+
+
+def run_guarded(call: Callable[[], None]) -> None:
+    """Run the call; an exception is a bug that is logged and ends nothing else."""
+    try:
+        call()
+    except Exception:
+        log.exception("internal error in the pump")
+
+
+class Pump:
+    """The thread that owns the connections. Its methods may be called from any thread.
+
+    A socket that is given away must not be touched again. After stop() sockets that are handed
+    over are reset. stop: is set if the thread dies, which only a bug can do.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._thread: threading.Thread | None = None
+        self._thread_id = 0
+        self._running = True
+        self._mailbox = Mailbox()
+        self._buried: list[socket.socket] = []
+        self._pipes: list[Pipe] = []
+        self._tick_at = 0.0
+        self.turns = 0
+        # From here on: for the objects of this section, in the pump's thread alone.
+        self.epoll = select.epoll()
+        self.watchers: dict[int, Watcher] = {self._mailbox.fd: self._mailbox}
+        self.due: dict[Watcher, float] = {}  # deadlines
+        self.next_tick: list[Callable[[], None]] = []
+        self.buffer = bytearray(BUFFER_BYTES)
+        self.view = memoryview(self.buffer)
+        self.epoll.register(self._mailbox.fd, select.EPOLLIN)
+
+    def start(self) -> None:
+        """Start the thread; what was asked for before is done now."""
+        self._thread = spawn("pump", self._run, self._stop)
+
+    def stop(self) -> None:
+        """Close the listeners, reset the connections, end the thread. Blocks until it has ended."""
+        if self._mailbox.post(self._end) and self._thread is None:
+            self._close()  # never started
+        if self._thread is not None and threading.get_ident() != self._thread_id:
+            self._thread.join()
+
+    def listen(self, listener: LinkListener) -> None:
+        """Accept what comes to the listener, which belongs to the pump from now on."""
+        self._call(lambda: self._listen(listener))
+
+    def unlisten(self, listener: LinkListener) -> None:
+        """Refuse from now on, so the address can be bound anew; its connections go on."""
+        with contextlib.suppress(OSError):  # closed already
+            listener.socket.shutdown(socket.SHUT_RDWR)
+        self._call(lambda: self._unlisten(listener))
+
+    def dial(
+        self, sock: socket.socket, target: Target, *, others: Iterable[Target] = (),
+        answer: bytes = b"", early: bytes = b"", counters: LinkCounters | None = None,
+        on_refusal: OnRefusal | None = None,
+    ) -> None:  # fmt: skip
+        """Connect an accepted socket with the target, or with the first that answers of others.
+
+        others: is asked for the next only when one does not answer, in the pump: must not block.
+        answer: what sock is told once connected. early: what was read from sock already.
+        on_refusal: gets sock back, in the pump, if none answers; by default sock is reset, or
+        gets an HTTP 502 where there is an answer to give. Each target has CONNECT_S, an agent
+        ANSWER_S more.
+        """
+        if on_refusal is None:
+            on_refusal = refuse_connect if answer else refuse_link
+        targets = itertools.chain((target,), others)
+        dial = Dial(self, sock, targets, answer, early, counters or LinkCounters(), on_refusal)
+        self._begin((sock,), dial.start, dial.abort)
+
+    def read_head(self, sock: socket.socket, peer: Address, on_head: OnHead) -> None:
+        """Read an HTTP head from an accepted socket, then call on_head(sock, peer, head, rest).
+
+        on_head runs in the pump and must not block: it calls dial() with early=rest, or hands
+        sock (non-blocking) to a thread. An ArpanetError from it is answered and sock closed; so
+        is a head of more than HEAD_BYTES (431) or one that is not there after HEAD_S (408).
+        """
+        reader = HeadReader(self, sock, peer, on_head)
+        self._begin((sock,), reader.start, reader.abort)
+
+    def join(
+        self, near: socket.socket, far: socket.socket, *, early_to_far: bytes = b"",
+        early_to_near: bytes = b"", counters: LinkCounters | None = None,
+    ) -> None:  # fmt: skip
+        """Connect two connected sockets, whose objects are empty (detached) when this returns.
+
+        early_to_far: what was read from near already; early_to_near: from far. Not for TLS.
+        """
+        near, far = adopt(near), adopt(far)
+        connection = Connection(self, near, far, counters or LinkCounters())
+        start = functools.partial(connection.join, early_to_far, early_to_near)
+        self._begin((near, far), start, connection.abort)
+
+    def cut(self, host: str) -> None:
+        """Reset the connections that were dialled to this IP: its machine is known to be dead."""
+        self._call(lambda: self._cut(host))
+
+    def _call(self, call: Callable[[], None]) -> None:
+        """Run the call in the pump: at once if this is the pump's thread, or if that has ended."""
+        if threading.get_ident() == self._thread_id or not self._mailbox.post(call):
+            call()
+
+    def _begin(
+        self, socks: Sequence[socket.socket], start: Callable[[], None], abort: Callable[[], None]
+    ) -> None:
+        """Let start() run in the pump; if it fails, which is a bug, abort() what it began."""
+
+        def begin() -> None:
+            if not self._running:
+                for sock in socks:
+                    reset(sock)
+                return
+            try:
+                start()
+            except Exception:
+                log.exception("internal error at the start of a connection")
+                abort()
+
+        for sock in socks:
+            if sock.gettimeout() != 0:  # a thread has had it
+                sock.setblocking(False)
+        self._call(begin)
+
+    def _listen(self, listener: LinkListener) -> None:
+        if not self._running:
+            listener.server_close()
+            return
+        self.watchers[listener.fileno()] = Acceptor(self, listener)
+        self.epoll.register(listener.fileno(), select.EPOLLIN)
+
+    def _unlisten(self, listener: LinkListener) -> None:
+        acceptor = self.watchers.get(listener.fileno())
+        if acceptor is None:  # this thread has seen the shutdown first, or has ended
+            listener.server_close()
+        else:
+            acceptor.abort()
+
+    def _cut(self, host: str) -> None:
+        for watcher in list(self.watchers.values()):
+            if isinstance(watcher, Half) and watcher.connection.has_reached(host):
+                watcher.abort()
+
+    def _run(self) -> None:
+        self._thread_id = threading.get_ident()
+        try:
+            while self._running:
+                self._turn()
+        finally:
+            self._close()
+
+    def _turn(self) -> None:
+        """Handle what has happened; wait for it if nothing has, up to a tick."""
+        self.turns += 1
+        for fd, events in self.epoll.poll(TICK_S, EVENTS_PER_TURN):
+            watcher = self.watchers.get(fd)
+            if watcher is None:  # closed by another event of this turn
+                continue
+            try:
+                watcher.event(events)
+            except Exception:
+                log.exception("internal error in a connection, which is closed")
+                watcher.abort()
+        self._close_buried()
+        now = time.monotonic()
+        if now >= self._tick_at:
+            self._tick_at = now + TICK_S
+            self._tick(now)
+
+    def _tick(self, now: float) -> None:
+        for watcher in [watcher for watcher, deadline in self.due.items() if deadline <= now]:
+            if self.due.pop(watcher, None) is None:  # closed by one before it
+                continue
+            try:
+                watcher.expire()
+            except Exception:
+                log.exception("internal error at a deadline")
+                watcher.abort()
+        calls, self.next_tick = self.next_tick, []
+        for call in calls:
+            run_guarded(call)
+        while len(self._pipes) > SPARE_PIPES:
+            self._pipes.pop().close()
+        self._close_buried()
+
+    def _end(self) -> None:
+        self._running = False
+
+    def _close(self) -> None:
+        """Close whatever there is. Thread: the pump, as its last act."""
+        self._running = False
+        for held in [*self.watchers.values(), *self.due]:
+            held.abort()
+        self._mailbox.close()
+        self._close_buried()
+        while self._pipes:
+            self._pipes.pop().close()
+        self.epoll.close()
+
+    def bury(self, sock: socket.socket, *, broken: bool = False) -> None:
+        """Close a watched socket when this turn's events are done with.
+
+        Not at once: a new socket would get its descriptor, and events meant for the old one.
+        """
+        if broken:
+            set_linger_0(sock)
+        self._buried.append(sock)
+
+    def _close_buried(self) -> None:
+        while self._buried:
+            self._buried.pop().close()
+
+    def borrow_pipe(self) -> Pipe | None:
+        """Return an empty pipe, or None if there is no descriptor for one."""
+        if self._pipes:
+            return self._pipes.pop()
+        try:
+            pipe = Pipe(*os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError:
+            return None
+        for size_bytes in (PIPE_BYTES, PIPE_BYTES // 4):
+            try:
+                fcntl.fcntl(pipe.write_fd, fcntl.F_SETPIPE_SZ, size_bytes)
+                break
+            except OSError:  # past the user's soft limit: a small pipe works too
+                continue
+        return pipe
+
+    def return_pipe(self, pipe: Pipe) -> None:
+        """Take back an empty pipe."""
+        self._pipes.append(pipe)
+
+
+# ==== API =====================================================================
+# The Docker API. A handler takes a Call and returns a Reply or raises; answer()
+# alone makes bodies of errors. ROUTES is the whole surface.
+
+
+class Reply(NamedTuple):
+    """An answer: a body of ours, a stream of ours, or what an engine sends."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    stream: Iterator[bytes] | None = None
+    engine: EngineReply | None = None
+
+
+def json_reply(value: Any, status: int = 200) -> Reply:
+    """Return a JSON answer, with the line break that an engine sends too."""
+    body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    return Reply(status, body, (("Content-Type", "application/json"),))
+
+
+@dataclasses.dataclass
+class Call:
+    """One request: made for it, and thrown away with it."""
+
+    node: Node
+    method: str
+    prefix: str  # "/v1.41" or ""
+    path: str  # raw, less the prefix
+    query_text: str  # raw, less the ?
+    headers: email.message.Message
+    body: Body
+    on_hangup: Callable[[Callable[[], None]], None]  # what to do when the client goes
+    params: dict[str, str] = dataclasses.field(default_factory=dict)
+    spans: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    warning: str = ""
+
+    @functools.cached_property
+    def query(self) -> dict[str, list[str]]:
+        return urllib.parse.parse_qs(self.query_text, keep_blank_values=True)
+
+    def text(self, name: str) -> str:
+        """Return a parameter of the query, "" when it is not given."""
+        return self.query.get(name, [""])[0]
+
+    def flag(self, name: str) -> bool:
+        """Return a yes or no of the query, in the forms that clients write."""
+        return self.text(name).lower() not in ("", "0", "no", "false", "none")
+
+    def number(self, name: str) -> int:
+        """Return a number of the query, 0 when it is not given. Raises BadRequest."""
+        try:
+            return int(self.text(name) or 0)
+        except ValueError:
+            raise BadRequest(f"{name} must be a number, not {self.text(name)!r}") from None
+
+    def target(self, **changed: str) -> str:
+        """Return the raw path and query for an engine, with some path segments replaced."""
+        path = self.path
+        for name in sorted(changed, key=lambda n: -self.spans[n][0]):
+            start, end = self.spans[name]
+            path = path[:start] + urllib.parse.quote(changed[name], safe="") + path[end:]
+        return self.prefix + path + (f"?{self.query_text}" if self.query_text else "")
+
+    def engine_headers(self) -> list[tuple[str, str]]:
+        """Return the headers that an engine gets: all but those of this connection."""
+        kept = [(n, v) for n, v in self.headers.items() if n.lower() not in HOP_HEADERS]
+        upgrade = self.headers.get("Upgrade")
+        return kept + ([("Connection", "Upgrade"), ("Upgrade", upgrade)] if upgrade else [])
+
+    def view_for_change(self) -> View:
+        """Return an up-to-date view. Raises MeshDown: without quorum nothing is changed."""
+        return self.node.sync_view()
+
+    def view_for_read(self) -> View:
+        """Return an up-to-date view; without quorum the one we have, with a warning."""
+        try:
+            return self.node.sync_view()
+        except MeshDown as e:
+            self.warning = f'199 arpanet "may be stale: {str(e)[:200]}"'
+            return self.node.view
+
+    def container(self, change: bool = False) -> Container:
+        """Return the container of the path. Raises NotFound in Docker's words, MeshDown for a change."""
+        reference = self.params["container"]
+        known = self.node.view.containers.get(reference)
+        if known and not change:
+            return known
+        return require_container(
+            self.view_for_change() if change else self.view_for_read(), reference
+        )
+
+    def engine_of(self, container: Container) -> Engine:
+        return self.node.require_engine(self.node.view, container.host)
+
+    def forward(self, container: Container) -> EngineReply:
+        """Return the answer of the container's engine to this very request."""
+        return self.send(self.engine_of(container), self.target(container=container.id))
+
+    def send(self, engine: Engine, target: str) -> EngineReply:
+        """Return an engine's answer to this request at another path; it ends when the client goes."""
+        reply = engine.send(self.method, target, self.engine_headers(), self.body)
+        self.on_hangup(reply.close)
+        return reply
+
+
+# ---- system
+
+
+def get_ping(call: Call) -> Reply:
+    """Answer /_ping. Source: docker CLI 28 needs OSType for --device."""
+    headers = (
+        ("Api-Version", api_range(call.node.view).newest),
+        ("Cache-Control", "no-cache, no-store, must-revalidate"),
+        ("Pragma", "no-cache"),
+        ("Content-Type", "text/plain; charset=utf-8"),
+    )
+    return Reply(200, b"OK", headers)
+
+
+def get_version(call: Call) -> Reply:
+    view = call.node.view
+    versions = api_range(view)
+    hosts = view.living_hosts()
+    engine = hosts[0].engine if hosts else {}
+    about = {
+        "ApiVersion": versions.newest,
+        "MinAPIVersion": versions.oldest,
+        "Os": "linux",
+        "Arch": engine.get("arch", ""),
+        "KernelVersion": engine.get("kernel", ""),
+    }
+    components = [{"Name": "Engine", "Version": engine.get("version", "none"), "Details": about}]
+    components.append({"Name": "arpanet", "Version": __version__, "Details": {}})
+    for host in hosts:
+        details = {"Address": host.ip, "ApiVersion": host.engine.get("api", "")}
+        name = f"Host {host.name}"
+        components.append({"Name": name, "Version": host.engine["version"], "Details": details})
+    platform = {"Name": f"arpanet {__version__} ({len(hosts)} hosts)"}
+    version = {"Version": engine.get("version", "none"), "Platform": platform}
+    return json_reply(dict(about, **version, Components=components))
+
+
+def ask_hosts(call: Call, view: View, method: str, target: str) -> dict[str, Any]:
+    """Return each living host's JSON, or the error that asking it raised."""
+    return gather(
+        {
+            h.name: functools.partial(Engine(h).fetch, method, target, None, 10.0)
+            for h in view.living_hosts()
+        }
+    )
+
+
+def good_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answers that are not errors, in the order of host names."""
+    return {h: answers[h] for h in sorted(answers) if not isinstance(answers[h], Exception)}
+
+
+SUMS = (
+    "Containers",
+    "ContainersRunning",
+    "ContainersPaused",
+    "ContainersStopped",
+    "NCPU",
+    "MemTotal",
+)
+ABILITIES = (
+    "MemoryLimit",
+    "SwapLimit",
+    "KernelMemory",
+    "KernelMemoryTCP",
+    "CpuCfsPeriod",
+    "CpuCfsQuota",
+    "CPUShares",
+    "CPUSet",
+    "PidsLimit",
+    "IPv4Forwarding",
+    "BridgeNfIptables",
+    "BridgeNfIp6tables",
+    "OomKillDisable",
+)
+
+
+def get_info(call: Call) -> Reply:
+    """Add up all engines' info; each host has its lines, which the docker CLI prints."""
+    view = call.view_for_read()
+    answers = ask_hosts(call, view, "GET", call.prefix + "/info")
+    infos = good_answers(answers)
+    info: dict[str, Any] = dict(next(iter(infos.values()), {}))
+    info.update({key: sum(i.get(key) or 0 for i in infos.values()) for key in SUMS})
+    info.update({key: all(i.get(key) for i in infos.values()) for key in ABILITIES if key in info})
+    info.update(
+        ID="arpanet",
+        Name="arpanet",
+        Images=max([i.get("Images") or 0 for i in infos.values()], default=0),
+        ServerVersion=f"arpanet/{__version__}",
+        Driver="arpanet",
+        DriverStatus=host_lines(view, answers),
+        Swarm={
+            "LocalNodeState": "inactive",
+            "ControlAvailable": False,
+            "NodeID": "",
+            "NodeAddr": "",
+        },
+        Warnings=[f"{h}: {w}" for h, i in infos.items() for w in i.get("Warnings") or ()]
+        + [f"{h}: {answers[h]}" for h in sorted(answers) if h not in infos]
+        + [f"{h}: the host is down" for h in sorted(view.hosts) if h not in view.alive],
+    )
+    return json_reply(info)
+
+
+def host_lines(view: View, answers: Mapping[str, Any]) -> list[list[str]]:
+    """Return the lines about masters and hosts that docker info shows."""
+    masters = ", ".join(f"{m.name} ({m.ip})" for _, m in sorted(view.masters.items()))
+    lines = [["Masters", masters], ["Hosts", str(len(view.hosts))]]
+    for name, host in sorted(view.hosts.items()):
+        info = answers.get(name)
+        well = isinstance(info, dict)
+        lines.append([f" {name}", host.ip])
+        lines.append(["  └ Status", "Healthy" if well else "Down"])
+        if isinstance(info, dict):
+            lines.append(["  └ Containers", str(info.get("Containers"))])
+            lines.append(["  └ CPUs", str(info.get("NCPU"))])
+            lines.append(["  └ Memory", f"{(info.get('MemTotal') or 0) / 2**30:.1f} GiB"])
+        lines.append(["  └ Engine", str(host.engine.get("version"))])
+    return lines
+
+
+class HostEvents(NamedTuple):
+    """One host's stream of JSON lines."""
+
+    host: str
+    reply: EngineReply
+
+
+def read_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield whole lines of a stream, without their ends."""
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from (line for line in lines if line.strip())
+    if rest.strip():
+        yield rest
+
+
+def open_streams(call: Call, view: View, target: str) -> list[HostEvents]:
+    """Return the streams that all living hosts answer a request with.
+
+    Raises the first failure when all fail, and EngineDown when there is no host.
+    """
+    payload = call.body.read()
+    headers = call.engine_headers()
+    asked = gather(
+        {
+            h.name: functools.partial(Engine(h).send, call.method, target, headers, payload)
+            for h in view.living_hosts()
+        }
+    )
+    if not asked:
+        raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
+    streams, failures = [], []
+    for host, reply in sorted(asked.items()):
+        if isinstance(reply, Exception):
+            failures.append(reply)
+        elif reply.status >= 400:
+            try:
+                reply.read_json()
+            except ArpanetError as e:
+                failures.append(e)
+        else:
+            call.on_hangup(reply.close)
+            streams.append(HostEvents(host, reply))
+    if not streams:
+        raise failures[0]
+    return streams
+
+
+def merge_lines(
+    streams: Sequence[HostEvents], window_s: float, order: Callable[[dict[str, Any]], Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (host, object) of all streams; each is held for a window, and leaves it in order."""
+    arrived: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
+
+    def read(stream: HostEvents) -> None:
+        try:
+            for line in read_lines(stream.reply.blocks()):
+                arrived.put((stream.host, json.loads(line)))
+        except (EngineDown, ValueError) as e:
+            log.info("stream ended, host=%s: %s", stream.host, e)
+        finally:
+            arrived.put(None)
+
+    for stream in streams:
+        spawn(f"merge-{stream.host}", functools.partial(read, stream))
+    held: list[tuple[Any, int, float, str, dict[str, Any]]] = []
+    live, count = len(streams), 0
+    while live or held:
+        due_s = max(0.0, min(h[2] for h in held) - time.monotonic()) if held else None
+        try:
+            item = arrived.get(timeout=due_s if live else 0.0)
+        except queue.Empty:
+            now = time.monotonic()
+            while held and (not live or min(h[2] for h in held) <= now):
+                _, _, _, host, value = heapq.heappop(held)
+                yield host, value
+            continue
+        if item is None:
+            live -= 1
+            continue
+        count += 1
+        heapq.heappush(held, (order(item[1]), count, time.monotonic() + window_s, *item))
+
+
+EVENT_WINDOW_S = 0.25
+
+
+def name_event(host: str, event: dict[str, Any]) -> bytes:
+    """Return an event as a line, with @HOST in its container's name."""
+    attributes = event.setdefault("Actor", {}).setdefault("Attributes", {})
+    if event.get("Type") == "container" and attributes.get("name"):
+        attributes["name"] = f"{attributes['name']}@{host}"
+    attributes["host"] = host
+    return dump_json(event) + b"\n"
+
+
+def get_events(call: Call) -> Reply:
+    streams = open_streams(call, call.view_for_read(), call.target())
+
+    def lines() -> Iterator[bytes]:
+        merged = merge_lines(streams, EVENT_WINDOW_S, lambda e: e.get("timeNano", 0))
+        for host, event in merged:
+            yield name_event(host, event)
+
+    return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
+
+
+# ---- containers
+
+
+def get_containers(call: Call) -> Reply:
+    listing = Listing(call.flag("all"), call.number("limit"), parse_filters(call.text("filters")))
+    view = call.view_for_read()
+    now = utc_now()
+    entries = [list_entry(view, c, now) for c in list_containers(view, listing)]
+    if call.flag("size"):
+        add_sizes(call, view, entries)
+    return json_reply(entries)
+
+
+def add_sizes(call: Call, view: View, entries: list[dict[str, Any]]) -> None:
+    """Ask the engines for the sizes, which they alone know."""
+    answers = good_answers(ask_hosts(call, view, "GET", "/containers/json?all=1&size=1"))
+    sizes = {c["Id"]: c for listed in answers.values() for c in listed}
+    for entry in entries:
+        for key in ("SizeRw", "SizeRootFs"):
+            if key in sizes.get(entry["Id"], {}):
+                entry[key] = sizes[entry["Id"]][key]
+
+
+def inspect_container(call: Call) -> Reply:
+    """Pass on the engine's inspect, with NAME@HOST, the links as they were typed, and the host."""
+    container = call.container()
+    details = call.forward(container).read_json()
+    host = call.node.view.hosts[container.host]
+    details["Name"] = f"{details['Name']}@{container.host}"
+    details["Host"] = {"Name": host.name, "IP": host.ip}
+    links = [f"/{k.target}:{details['Name'].partition('@')[0]}/{k.alias}" for k in container.links]
+    if links:
+        details["HostConfig"]["Links"] = links
+    return json_reply(details)
+
+
+def pass_container(call: Call) -> Reply:
+    """Pass a request on to the container's engine, and its answer back as it comes."""
+    return Reply(engine=call.forward(call.container()))
+
+
+def change_container(call: Call) -> Reply:
+    """Pass a change on; the answer goes out when every master can see it."""
+    container = call.container(change=True)
+    reply = call.forward(container)
+    publish(call.node, call.node.view.hosts[container.host], container.id)
+    return Reply(engine=reply)
+
+
+def wait_container(call: Call) -> Reply:
+    """Pass the head on at once: docker run starts the container only when it has it."""
+    container = call.container()
+    reply = call.forward(container)
+    if reply.status != 200:
+        return Reply(engine=reply)
+
+    def blocks() -> Iterator[bytes]:
+        for number, block in enumerate(reply.blocks()):
+            if number == 0:
+                publish(call.node, call.node.view.hosts[container.host], container.id)
+            yield block
+
+    return Reply(200, headers=(("Content-Type", "application/json"),), stream=blocks())
+
+
+def stats_container(call: Call) -> Reply:
+    """Pass the figures on, with NAME@HOST as the name."""
+    container = call.container()
+    reply = call.forward(container)
+    if reply.status != 200:
+        return Reply(engine=reply)
+
+    def lines() -> Iterator[bytes]:
+        for line in read_lines(reply.blocks()):
+            figures = json.loads(line)
+            figures["name"] = f"/{container.full_name}"
+            yield dump_json(figures) + b"\n"
+
+    return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
+
+
+def rename_container(call: Call) -> Reply:
+    """Claim the new name, rename on the engine, let the old name go."""
+    container = call.container(change=True)
+    name, _, host = call.text("name").removeprefix("/").partition("@")
+    if host not in ("", container.host):
+        raise BadRequest(
+            f"{container.name} is on {container.host}: a rename cannot move it to {host}"
+        )
+    check_new_name(name)
+    claim = claim_name(call, name, container.host)
+    try:
+        query = urllib.parse.urlencode({"name": name})
+        target = f"{call.prefix}/containers/{container.id}/rename?{query}"
+        reply = call.send(call.engine_of(container), target)
+        if reply.status >= 400:
+            reply.read_json()  # raises the engine's words
+        keep_name(call.node, claim, container.host, container.id)
+    except BaseException:
+        call.node.mesh.delete(claim.key, fence=claim)
+        raise
+    publish(call.node, call.node.view.hosts[container.host], container.id)
+    return Reply(engine=reply)
+
+
+def create_exec(call: Call) -> Reply:
+    """Remember the host of the new exec before the client knows its id."""
+    container = call.container()
+    reply = call.forward(container)
+    if reply.status != 201:
+        return Reply(engine=reply)
+    made = reply.read_json()
+    call.node.exec_hosts.put(made["Id"], container.host)
+    return json_reply(made, 201)
+
+
+def find_exec_host(call: Call, exec_id: str) -> str:
+    """Return the host of an exec; when another master made it, each host is asked. Raises NotFound."""
+    known = call.node.exec_hosts.get(exec_id)
+    if known:
+        return known
+    path = f"/exec/{urllib.parse.quote(exec_id, safe='')}/json"
+    answers = ask_hosts(call, call.view_for_read(), "GET", path)
+    found = list(good_answers(answers))
+    if not found:
+        down = [e for e in answers.values() if isinstance(e, (EngineDown, OSError))]
+        if down:
+            raise EngineDown(str(down[0]))
+        raise NotFound(f"No such exec instance: {exec_id}")
+    call.node.exec_hosts.put(exec_id, found[0])
+    return found[0]
+
+
+def pass_exec(call: Call) -> Reply:
+    host = find_exec_host(call, call.params["exec"])
+    return Reply(engine=call.send(call.node.require_engine(call.node.view, host), call.target()))
+
+
+# ---- create
+
+
+def claim_name(call: Call, name: str, host: str) -> Claim:
+    """Return the claim on a free name, held by this master's lease until keep_name.
+
+    Raises Conflict in Docker's words.
+    """
+    node = call.node
+    token = secrets.token_hex(8)
+    value = dump_json({"host": host, "id": "", "token": token})
+    claim = node.mesh.claim(key_of("names", name), value, lease=node.lease_id())
+    if claim is None:
+        entry = node.sync_view().names.get(name)
+        raise name_taken(name, entry.id if entry and entry.id else "that is being created")
+    return claim
+
+
+def keep_name(node: Node, claim: Claim, host: str, container_id: str) -> None:
+    """Make a claimed name the container's, without a lease. Raises LostClaim."""
+    node.mesh.write(claim.key, dump_json({"host": host, "id": container_id}), fence=claim)
+
+
+def invent_name(view: View) -> str:
+    """Return a free name for a container that was given none."""
+    while True:
+        name = f"{secrets.choice(ADJECTIVES)}_{secrets.choice(NOUNS)}_{secrets.token_hex(2)}"
+        if name not in view.names:
+            return name
+
+
+ADJECTIVES = (
+    "amber",
+    "brave",
+    "calm",
+    "eager",
+    "gentle",
+    "keen",
+    "lively",
+    "proud",
+    "quiet",
+    "swift",
+)
+NOUNS = ("badger", "crane", "dolphin", "falcon", "heron", "lynx", "otter", "raven", "tern", "wren")
+
+
+def create_container(call: Call) -> Reply:
+    """Choose a host, claim the name, make links and volumes, and have the engine create."""
+    body = load_object(call.body.read(), "the body")
+    view = call.view_for_change()
+    name = call.text("name")
+    if not name and call.node.settings.auto_name:
+        name = invent_name(view)
+    wish = read_create(name, body)
+    targets = require_link_targets(view, wish)
+    host = place_create(call, view, wish)
+    claim = claim_name(call, wish.name, host)
+    try:
+        links = describe_links(call, view, wish, targets)
+        reply = create_on(call, host, wish, create_body(body, wish, links))
+        made = reply.read_json()
+        keep_created(call, claim, host, made["Id"])
+    except BaseException:
+        call.node.mesh.delete(claim.key, fence=claim)
+        raise
+    publish(call.node, view.hosts[host], made["Id"])
+    made["Warnings"] = (made.get("Warnings") or []) + link_warnings(links)
+    return json_reply(made, 201)
+
+
+def place_create(call: Call, view: View, wish: CreateWish) -> str:
+    """Return the host, with the wish's new volumes claimed for it. Raises NoRoom, BadRequest."""
+    for _ in range(5):
+        host = place(view, wish, pins_of(view, wish))
+        new = [v for v in wish.volumes if v not in view.volumes]
+        rows = {key_of("volumes", v): dump_json({"host": host}) for v in new}
+        if not rows or call.node.mesh.claim_all(rows):
+            return host
+        view = call.node.sync_view()  # somebody else has just placed one of them
+    raise NoRoom(f"the volumes of {wish.name} are being claimed by others; try again")
+
+
+def describe_links(
+    call: Call, view: View, wish: CreateWish, targets: Sequence[Container]
+) -> list[LinkTarget]:
+    """Return what the links of a create point to, each target with its virtual address."""
+    described = []
+    for link, target in zip(wish.links, targets, strict=True):
+        engine = call.node.require_engine(view, target.host)
+        config = engine.fetch("GET", f"/containers/{target.id}/json")["Config"]
+        vip = claim_vip(call.node, target.name)
+        hostname, env = config.get("Hostname") or "", tuple(config.get("Env") or ())
+        described.append(
+            LinkTarget(Link(target.name, link.alias, vip), hostname, target.expose, env)
+        )
+    return described
+
+
+def claim_vip(node: Node, name: str) -> str:
+    """Return the virtual address of a name, claimed if it has none yet. Raises NoRoom."""
+    view = node.view
+    while name not in view.vips:
+        vip = choose_vip(view, node.settings.link_subnet, name)
+        rows = {
+            key_of("vips", name): dump_json({"ip": vip}),
+            key_of("addresses", vip): dump_json({"name": name}),
+        }
+        node.mesh.claim_all(rows)
+        view = node.sync_view()
+    return view.vips[name]
+
+
+def link_warnings(targets: Sequence[LinkTarget]) -> list[str]:
+    """Return what a person should know about the links of a new container."""
+    return [
+        f"link {t.link.alias}: {t.link.target} exposes no TCP port, so nothing is forwarded; "
+        f"run it with --expose PORT"
+        for t in targets
+        if not any(p.protocol == "tcp" for p in parse_expose(t.expose))
+    ]
+
+
+def create_on(call: Call, host: str, wish: CreateWish, body: Mapping[str, Any]) -> EngineReply:
+    """Have the engine create; an image that another host has is brought here first.
+
+    Raises the engine's error; 404 when no host has the image, so that the client pulls.
+    """
+    engine = call.node.require_engine(call.node.view, host)
+    query = dict(urllib.parse.parse_qsl(call.query_text), name=wish.name)
+    target = f"{call.prefix}/containers/create?{urllib.parse.urlencode(query)}"
+    headers = [("Content-Type", "application/json")]
+    reply = engine.send("POST", target, headers, dump_json(body))
+    if reply.status != 404:
+        return reply
+    try:
+        reply.read_json()
+    except EngineError:
+        if not bring_image(call, wish.image, engine):
+            call.node.pull_hosts.put(with_tag(wish.image), host)
+            raise
+    return engine.send("POST", target, headers, dump_json(body))
+
+
+def bring_image(call: Call, image: str, engine: Engine) -> bool:
+    """Stream an image to an engine from a host that has it; return False when none has."""
+    view = call.node.view
+    path = f"/images/{urllib.parse.quote(image, safe='/:@')}"
+    have = [
+        h
+        for h in good_answers(ask_hosts(call, view, "GET", f"{path}/json"))
+        if h != engine.host.name
+    ]
+    if not image or not have:
+        return False
+    log.info("moving image %s from %s to %s", image, have[0], engine.host.name)
+    source = Engine(view.hosts[have[0]]).send("GET", f"{path}/get")
+    with contextlib.closing(source):
+        if source.status != 200:
+            return False
+        headers = [("Content-Type", "application/x-tar")]
+        loaded = engine.send("POST", "/images/load?quiet=1", headers, source.blocks())
+        answer = loaded.read()
+    if b'"error"' in answer or loaded.status != 200:
+        raise EngineError(
+            500, f"image {image} could not be moved to {engine.host.name}: {answer!r}"
+        )
+    return True
+
+
+def keep_created(call: Call, claim: Claim, host: str, container_id: str) -> None:
+    """Give a new container its name for good; undo the create when the claim was lost meanwhile."""
+    try:
+        keep_name(call.node, claim, host, container_id)
+    except (LostClaim, MeshDown):
+        engine = call.node.require_engine(call.node.view, host)
+        with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
+            engine.send("DELETE", f"/containers/{container_id}?v=1", timeout_s=30.0).read()
+        raise
+
+
+# ---- images
+
+
+def get_images(call: Call) -> Reply:
+    """Join the images of all hosts by id."""
+    joined: dict[str, dict[str, Any]] = {}
+    answers = ask_hosts(call, call.view_for_read(), "GET", call.target())
+    for listed in require_answers(answers).values():
+        for image in listed:
+            known = joined.setdefault(image["Id"], dict(image, RepoTags=[], RepoDigests=[]))
+            for key in ("RepoTags", "RepoDigests"):
+                known[key] = list(dict.fromkeys(known[key] + (image.get(key) or [])))
+    for image in joined.values():
+        for key, none in (("RepoTags", "<none>:<none>"), ("RepoDigests", "<none>@<none>")):
+            image[key] = [t for t in image[key] if t != none] or [t for t in image[key][:1]]
+    return json_reply(sorted(joined.values(), key=lambda i: -i.get("Created", 0)))
+
+
+def require_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the good answers. Raises the first failure when there are failures only."""
+    good = good_answers(answers)
+    failures = [a for a in answers.values() if isinstance(a, ArpanetError)]
+    if not good and failures:
+        raise failures[0]
+    return good
+
+
+def inspect_image(call: Call) -> Reply:
+    """Answer from the first host that has the image; the order is fixed, so it does not flap."""
+    return json_reply(first_answer(call, call.target()))
+
+
+def first_answer(call: Call, target: str) -> Any:
+    """Return the first host's good answer. Raises the most telling failure."""
+    answers = ask_hosts(call, call.view_for_read(), "GET", target)
+    if not answers:
+        raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
+    down = [a for a in answers.values() if isinstance(a, (EngineDown, OSError))]
+    good = good_answers(answers)
+    if not good and down:
+        raise EngineDown(str(down[0]))
+    return next(iter(require_answers(answers).values()))
+
+
+PULL_GONE = "nothing to pull: fromImage is missing; only pulls are offered here"
+
+
+def pull_image(call: Call) -> Reply:
+    """Pull on the host that a create waits on, else on all hosts, each line led by its host."""
+    name, tag = call.text("fromImage"), call.text("tag")
+    if not name:
+        raise NotSupported(f"import is not supported by arpanet yet; {PULL_GONE}")
+    view = call.view_for_change()
+    reference = f"{name}{'@' if ':' in tag else ':'}{tag}" if tag else name
+    host = call.node.pull_hosts.pop(with_tag(reference))
+    if host in view.alive:
+        return Reply(engine=call.send(call.node.require_engine(view, str(host)), call.target()))
+    streams = open_streams(call, view, call.target())
+
+    def lines() -> Iterator[bytes]:
+        for source, progress in merge_lines(streams, 0.0, lambda _: 0):
+            key = "id" if progress.get("id") else "status"
+            if progress.get(key):
+                progress[key] = f"{source}: {progress[key]}"
+            yield dump_json(progress) + b"\r\n"
+
+    return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
+
+
+# ---- volumes
+
+
+def get_volumes(call: Call) -> Reply:
+    """Join the volumes of all hosts by name."""
+    joined: dict[str, Any] = {}
+    answers = ask_hosts(call, call.view_for_read(), "GET", call.target())
+    for host, answer in require_answers(answers).items():
+        for volume in answer.get("Volumes") or ():
+            joined.setdefault(volume["Name"], dict(volume, Host=host))
+    return json_reply({"Volumes": list(joined.values()), "Warnings": None})
+
+
+def inspect_volume(call: Call) -> Reply:
+    pinned = call.view_for_read().volumes.get(call.params["volume"])
+    if pinned:
+        engine = call.node.require_engine(call.node.view, pinned)
+        return Reply(engine=call.send(engine, call.target()))
+    return json_reply(first_answer(call, call.target()))
+
+
+def remove_volume(call: Call) -> Reply:
+    """Remove a volume where it is, then the pin that kept its containers there."""
+    view = call.view_for_change()
+    name = call.params["volume"]
+    hosts = [view.volumes[name]] if name in view.volumes else [h.name for h in view.living_hosts()]
+    replies = [call.send(call.node.require_engine(view, h), call.target()) for h in hosts]
+    well = [r for r in replies if r.status < 400]
+    if well or all(r.status == 404 for r in replies):
+        call.node.mesh.delete(key_of("volumes", name))
+    for other in (r for r in replies if r not in (well or replies)[:1]):
+        other.close()
+    if not replies:
+        raise NotFound(f"get {name}: no such volume")
+    return Reply(engine=(well or replies)[0])
+
+
+# ---- what is not offered, and the table
+
+
+def get_plugins(call: Call) -> Reply:
+    del call
+    return json_reply([])
+
+
+def get_plugin(call: Call) -> Reply:
+    raise NotFound(f'plugin "{call.params["plugin"]}" not found')
+
+
+def refuse(call: Call) -> Reply:
+    raise NotSupported(
+        f"{call.method} {call.path} is not supported by arpanet {__version__}; "
+        "use it on the host itself: docker -H unix:///var/run/docker.sock …"
+    )
+
+
+def get_status(call: Call) -> Reply:
+    return json_reply(call.node.report())
+
+
+class Route(NamedTuple):
+    """One line of the API: verbs between |, path with {names}; {name+} may hold slashes."""
+
+    verbs: str
+    path: str
+    handler: Callable[[Call], Reply]
+
+
+ROUTES = (
+    Route("GET|HEAD", "/_ping", get_ping),
+    Route("GET", "/version", get_version),
+    Route("GET", "/info", get_info),
+    Route("GET", "/events", get_events),
+    Route("GET", "/arpanet/status", get_status),
+    Route("GET", "/containers/json", get_containers),
+    Route("POST", "/containers/create", create_container),
+    Route("POST", "/containers/prune", refuse),
+    Route("GET", "/containers/{container}/json", inspect_container),
+    Route("GET", "/containers/{container}/top", pass_container),
+    Route("GET", "/containers/{container}/logs", pass_container),
+    Route("GET", "/containers/{container}/changes", pass_container),
+    Route("GET", "/containers/{container}/export", pass_container),
+    Route("GET", "/containers/{container}/stats", stats_container),
+    Route("POST", "/containers/{container}/resize", pass_container),
+    Route("POST", "/containers/{container}/start", change_container),
+    Route("POST", "/containers/{container}/stop", change_container),
+    Route("POST", "/containers/{container}/restart", change_container),
+    Route("POST", "/containers/{container}/kill", change_container),
+    Route("POST", "/containers/{container}/pause", change_container),
+    Route("POST", "/containers/{container}/unpause", change_container),
+    Route("POST", "/containers/{container}/update", change_container),
+    Route("POST", "/containers/{container}/rename", rename_container),
+    Route("POST", "/containers/{container}/attach", pass_container),
+    Route("GET", "/containers/{container}/attach/ws", pass_container),
+    Route("POST", "/containers/{container}/wait", wait_container),
+    Route("DELETE", "/containers/{container}", change_container),
+    Route("GET|HEAD|PUT", "/containers/{container}/archive", pass_container),
+    Route("POST", "/containers/{container}/exec", create_exec),
+    Route("POST", "/exec/{exec}/start", pass_exec),
+    Route("POST", "/exec/{exec}/resize", pass_exec),
+    Route("GET", "/exec/{exec}/json", pass_exec),
+    Route("GET", "/images/json", get_images),
+    Route("POST", "/images/create", pull_image),
+    Route("POST", "/images/load", refuse),
+    Route("POST", "/images/prune", refuse),
+    Route("GET", "/images/search", refuse),
+    Route("GET", "/images/get", refuse),
+    Route("GET", "/images/{image+}/json", inspect_image),
+    Route("GET", "/images/{image+}/history", inspect_image),
+    Route("GET", "/images/{image+}/get", refuse),
+    Route("POST", "/images/{image+}/push", refuse),
+    Route("POST", "/images/{image+}/tag", refuse),
+    Route("DELETE", "/images/{image+}", refuse),
+    Route("GET", "/volumes", get_volumes),
+    Route("GET", "/volumes/{volume}", inspect_volume),
+    Route("DELETE", "/volumes/{volume}", remove_volume),
+    Route("POST", "/volumes/create", refuse),
+    Route("POST", "/volumes/prune", refuse),
+    Route("GET", "/networks", refuse),
+    Route("GET|DELETE", "/networks/{network}", refuse),
+    Route("POST", "/networks/{rest+}", refuse),
+    Route("POST", "/commit", refuse),
+    Route("POST", "/auth", refuse),
+    Route("POST", "/build", refuse),
+    Route("POST", "/build/{rest+}", refuse),
+    Route("POST", "/session", refuse),
+    Route("POST", "/grpc", refuse),
+    Route("GET", "/system/df", refuse),
+    Route("GET", "/distribution/{image+}/json", refuse),
+    Route("GET|POST|DELETE", "/containers/{container}/checkpoints{rest+}", refuse),
+    Route("GET", "/plugins", get_plugins),
+    Route("GET", "/plugins/{plugin+}/json", get_plugin),
+    Route("GET|POST|DELETE", "/plugins/{rest+}", refuse),
+    Route("GET|POST|DELETE", "/(?:swarm|nodes|services|tasks|secrets|configs)(?:/.*)?", refuse),
+)
+
+
+class Matcher(NamedTuple):
+    """A row of ROUTES, ready for matching."""
+
+    verbs: frozenset[str]
+    pattern: re.Pattern[str]
+    handler: Callable[[Call], Reply]
+
+
+def matcher_of(row: Route) -> Matcher:
+    """Return a row's matcher."""
+    pattern = re.sub(r"\{(\w+)\+\}", r"(?P<\1>.+)", row.path)
+    pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
+    return Matcher(frozenset(row.verbs.split("|")), re.compile(pattern), row.handler)
+
+
+MATCHERS = tuple(matcher_of(row) for row in ROUTES)
+
+
+def find_handler(call: Call) -> Callable[[Call], Reply]:
+    """Return the handler of a call, its path's parameters filled in.
+
+    Raises NotFound in the engine's words, also for a path with another verb, as the engine does.
+    """
+    for matcher in MATCHERS:
+        match = matcher.pattern.fullmatch(call.path)
+        if match and call.method in matcher.verbs:
+            call.params = {k: urllib.parse.unquote(v) for k, v in match.groupdict().items()}
+            call.spans = {k: match.span(k) for k in call.params}
+            return matcher.handler
+    raise NotFound("page not found")
+
+
+def check_api(prefix: str, versions: ApiRange) -> None:
+    """Raise BadRequest in Docker's words for a version that the cluster cannot do."""
+    if not prefix:
+        return
+    asked = prefix.removeprefix("/v")
+    if parse_api(asked) > parse_api(versions.newest):
+        raise BadRequest(
+            f"client version {asked} is too new. Maximum supported API version is {versions.newest}"
+        )
+    if parse_api(asked) < parse_api(versions.oldest):
+        raise BadRequest(
+            f"client version {asked} is too old. Minimum supported API version is "
+            f"{versions.oldest}, please upgrade your client to a newer version"
+        )
+
+
+def answer(call: Call) -> Reply:
+    """Return the reply to a call; the only place that makes the body of an error."""
+    try:
+        handler = find_handler(call)
+        if handler is not get_ping:
+            check_api(call.prefix, api_range(call.node.view))
+        return handler(call)
+    except ArpanetError as e:
+        log.debug("%s %s: %s", call.method, call.path, e)
+        return json_reply({"message": str(e)}, e.status)
+    except Exception:
+        log.exception("internal error in %s %s", call.method, call.path)
+        return json_reply({"message": "internal error; the log of the master says more"}, 500)
+
+
+class HangupWatch:
+    """Tells when a client goes while its answer is still coming: one thread for all of them."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._epoll = select.epoll()
+        self._actions: dict[int, list[Callable[[], None]]] = {}
+        self._lock = threading.Lock()  # guards _actions
+        self._stop = stop
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            for fd, _ in self._epoll.poll(1.0):
+                for action in self.forget(fd):
+                    action()
+
+    def add(self, fd: int, action: Callable[[], None]) -> None:
+        """Call the action when the client behind a socket has gone."""
+        with self._lock:
+            actions = self._actions.setdefault(fd, [])
+            actions.append(action)
+            if len(actions) == 1:
+                self._epoll.register(fd, select.EPOLLRDHUP)
+
+    def forget(self, fd: int) -> list[Callable[[], None]]:
+        """Return the actions of a socket, and watch it no longer."""
+        with self._lock:
+            actions = self._actions.pop(fd, [])
+            if actions:
+                self._epoll.unregister(fd)
+            return actions
+
+
+class ApiConnection(http.server.BaseHTTPRequestHandler):
+    """One client's connection: reads requests, writes replies. Thread: api-N."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: ApiServer
+
+    def setup(self) -> None:
+        tune_socket(self.request)
+        super().setup()
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except (ConnectionError, TimeoutError) as e:
+            log.debug("the client went: %s", e)
+        finally:
+            self.server.hangups.forget(self.connection.fileno())
+
+    def handle_one_request(self) -> None:
+        self.raw_requestline = self.rfile.readline(HEAD_LIMIT_BYTES + 1)
+        if len(self.raw_requestline) > HEAD_LIMIT_BYTES:
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(414, "the request line is too long")
+        elif not self.raw_requestline:
+            self.close_connection = True
+        elif self.parse_request():
+            self._serve()
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer a malformed request in Docker's form, and close."""
+        del explain
+        self.close_connection = True
+        self._send(json_reply({"message": message or "malformed request"}, code))
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
+        log.debug(format, *args)
+
+    def _serve(self) -> None:
+        try:
+            body = Body(self.rfile, self.headers)
+        except BadRequest as e:
+            return self.send_error(400, str(e))
+        call = self._read_call(body)
+        reply = answer(call)
+        try:
+            self._send(reply, call.warning)
+        except EngineDown as e:
+            log.info("%s", e)
+            self.close_connection = True  # the client sees that the answer is not whole
+        finally:
+            self.server.hangups.forget(self.connection.fileno())
+            if reply.engine and not reply.engine.is_hijack:
+                reply.engine.close()
+        if not body.finished:
+            self._skip(body)
+
+    def _read_call(self, body: Body) -> Call:
+        target = re.sub(r"^https?://[^/]*", "", self.path)
+        path, _, query = target.partition("?")
+        path = re.sub("/{2,}", "/", path)
+        match = re.match(r"/v\d{1,3}\.\d{1,3}(?=/)", path)
+        prefix = match[0] if match else ""
+        watch = functools.partial(self.server.hangups.add, self.connection.fileno())
+        return Call(
+            self.server.node,
+            self.command,
+            prefix,
+            path[len(prefix) :],
+            query,
+            self.headers,
+            body,
+            watch,
+        )
+
+    def _skip(self, body: Body) -> None:
+        """Leave no rest of a body in the way of the next request, or end the connection."""
+        self.close_connection = True
+        with contextlib.suppress(OSError, BadRequest):  # the answer is out; this is courtesy
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(1.0)
+            for _ in zip(range(64), body.blocks(), strict=False):
+                pass
+
+    def _send(self, reply: Reply, warning: str = "") -> None:
+        if reply.engine:
+            return self._send_engine(reply.engine, warning)
+        headers = [*reply.headers, ("Server", f"arpanet/{__version__} (linux)")]
+        headers += [("Docker-Experimental", "false"), ("Ostype", "linux")]
+        if warning:
+            headers.append(("Warning", warning))
+        if reply.stream is not None:
+            return self._send_blocks(reply.status, headers, reply.stream)
+        empty = self.command == "HEAD" or reply.status in (204, 304)
+        if reply.status not in (204, 304):
+            headers.append(("Content-Length", str(len(reply.body))))
+        self._send_head(reply.status, headers, b"" if empty else reply.body)
+
+    def _send_engine(self, reply: EngineReply, warning: str) -> None:
+        headers = [(n, v) for n, v in reply.headers if n.lower() not in HOP_HEADERS]
+        if warning:
+            headers.append(("Warning", warning))
+        if reply.is_hijack:
+            return self._hijack(reply, headers)
+        if self.command == "HEAD" or reply.status in (204, 304):
+            return self._send_head(reply.status, headers)
+        length = reply.response.getheader("Content-Length")
+        if length is None:
+            return self._send_blocks(reply.status, headers, reply.blocks())
+        self._send_head(reply.status, [*headers, ("Content-Length", length)])
+        for block in reply.blocks():
+            self.wfile.write(block)
+
+    def _send_blocks(
+        self, status: int, headers: list[tuple[str, str]], blocks: Iterable[bytes]
+    ) -> None:
+        chunked = self.request_version != "HTTP/1.0"
+        self.close_connection = self.close_connection or not chunked
+        framing = ("Transfer-Encoding", "chunked") if chunked else ("Connection", "close")
+        self._send_head(status, [*headers, framing])
+        for block in blocks:
+            write_chunk(self.wfile.write, block) if chunked else self.wfile.write(block)
+        if chunked:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _send_head(
+        self, status: int, headers: Iterable[tuple[str, str]], body: bytes = b""
+    ) -> None:
+        lines = [f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        if not any(line.startswith("Date:") for line in lines):
+            lines.append(f"Date: {self.date_time_string()}")
+        if self.close_connection and not any(x.startswith("Connection:") for x in lines):
+            lines.append("Connection: close")
+        self.wfile.write("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body)
+
+    def _hijack(self, reply: EngineReply, headers: list[tuple[str, str]]) -> None:
+        """Hand both connections to the pump; they are a raw stream from here on."""
+        upgrade = reply.response.getheader("Upgrade")
+        if reply.status == 101:
+            headers += [("Connection", "Upgrade"), ("Upgrade", upgrade or "tcp")]
+        else:
+            headers.append(("Connection", "close"))
+        self._send_head(reply.status, headers)
+        self.close_connection = True
+        self.server.hangups.forget(self.connection.fileno())
+        early_from_engine = reply.early_bytes()
+        client = socket.socket(fileno=os.dup(self.connection.fileno()))
+        client.setblocking(False)
+        early_from_client = buffered_bytes(self.rfile)
+        self.server.pump.join(
+            client, reply.sock, early_to_far=early_from_client, early_to_near=early_from_engine
+        )
+
+
+class ApiServer(socketserver.TCPServer):
+    """The listener of the Docker API at one address; a thread for each connection."""
+
+    allow_reuse_address = True
+    request_queue_size = 1024
+
+    def __init__(self, address: HostPort, node: Node, pump: Pump, hangups: HangupWatch) -> None:
+        super().__init__(address, ApiConnection)
+        self.node, self.pump, self.hangups = node, pump, hangups
+        self._count = itertools.count(1)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        serve = functools.partial(self.process_request_now, request, client_address)
+        spawn(f"api-{next(self._count)}", serve)
+
+    def process_request_now(self, request: Any, client_address: Any) -> None:
+        try:
+            self.finish_request(request, client_address)
+        except OSError as e:
+            log.debug("connection from %s broke: %s", client_address, e)
+        finally:
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close our end without a shutdown: a hijacked connection lives on in the pump."""
+        self.close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        del request
+        log.warning("could not serve %s: %s", client_address, sys.exc_info()[1])
+
+
+# ==== Member ===============================================================
+# etcd as a child of this process, and this machine's membership in the cluster. A new master
+# joins as a learner, which costs the others no quorum, and is promoted once it has caught up. The
+# member list is etcd's truth; the state file beside the data only remembers whom to ask. Membership
+# goes through etcd's JSON gateway, because etcd3 knows no learners. What to do is decided by the
+# pure decide_*(); a change whose answer was lost is looked up in the list, never assumed.
+
+LEARNER_GRACE_S = 15.0  # a learner that never answers blocks every other join
+PATIENCE_S = 15.0  # how long the first join looks for any master at all
+LEAVE_S = 20.0
+STOP_S = 10.0
+NOTE_S = 5.0
+MAX_BACKOFF_S = 30.0
+MARK = PREFIX + "format"  # the key by which we know an etcd of ours
+ETCD_FLAGS = (
+    *("--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"),
+    *("--quota-backend-bytes", "2147483648", "--snapshot-count", "10000"),
+    *("--heartbeat-interval", "100", "--election-timeout", "1000"),
+    *("--max-txn-ops", "1024", "--experimental-initial-corrupt-check=true"),
+    *("--pre-vote", "--strict-reconfig-check", "--enable-v2=false"),
+    *("--grpc-keepalive-min-time", "1s"),  # the mesh pings every 2 s; the default allows 5 s
+    *("--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn"),
+)
+# of PEX, Python, etcd and systemd, nothing may leak into etcd
+UNWANTED_PREFIXES = ("PEX", "_PEX", "__PEX", "PYTHON", "ETCD_", "LISTEN_", "WATCHDOG_")
+UNWANTED = ("VIRTUAL_ENV", "NOTIFY_SOCKET", "INVOCATION_ID", "JOURNAL_STREAM", "MAINPID")
+
+
+class GatewayDown(MeshDown):
+    """One etcd did not answer, or what answered is not an etcd."""
+
+
+class GatewayRefused(MeshDown):
+    """One etcd answered with an error."""
+
+
+class EtcdDied(ArpanetError):
+    """The etcd of this machine ended by itself."""
+
+
+class MemberPlace(NamedTuple):
+    """Where the etcd of this machine lives: its address, ports, files, and its name in the list."""
+
+    ip: str
+    name: str
+    state_dir: Path
+    log_dir: Path
+    client_port: int = 2379
+    peer_port: int = 2380
+
+    @property
+    def client(self) -> str:
+        return f"{self.ip}:{self.client_port}"
+
+    @property
+    def peer_url(self) -> str:
+        return f"http://{self.ip}:{self.peer_port}"
+
+    @property
+    def data_dir(self) -> Path:
+        return self.state_dir / "etcd"
+
+    @property
+    def state_path(self) -> Path:
+        return self.state_dir / "master.json"
+
+    @property
+    def log_path(self) -> Path:
+        return self.log_dir / "etcd.log"
+
+    def has_data(self) -> bool:
+        """Say whether etcd has begun here: its --initial-* flags are then ignored."""
+        return any((self.data_dir / "member" / "wal").glob("*.wal"))
+
+
+class MemberState(NamedTuple):
+    """What the state file remembers; ids 0: not known. peers: "ip:port" of all, also our own."""
+
+    cluster: int = 0
+    member: int = 0
+    peers: tuple[str, ...] = ()
+
+
+class MemberStatus(NamedTuple):
+    """One row of `arpanet master status`. answers: its etcd says it is in the quorum."""
+
+    name: str
+    ip: str
+    leader: bool
+    learner: bool
+    answers: bool
+    version: str
+    id: int
+
+
+class JoinStep(NamedTuple):
+    """What to do next to become a member: "remove" or "add" (target), or "start" (initial)."""
+
+    action: str
+    target: int = 0
+    initial: str = ""
+
+
+class LeaveStep(NamedTuple):
+    """What to do next to leave: "gone", "last", "remove-dead", "transfer", "remove-self"."""
+
+    action: str
+    target: int = 0
+
+
+# ---- decisions, pure
+
+
+def decide_boot(has_data: bool, state: MemberState) -> str:
+    """Return "resume", "new", or "refuse": never a second cluster where one has been."""
+    if has_data:
+        return "resume"
+    return "refuse" if state.peers or state.cluster else "new"
+
+
+def decide_join(
+    members: Sequence[Member], name: str, peer_url: str, dead_learners: Collection[int] = ()
+) -> JoinStep:
+    """Return the next step of a machine without data into the cluster with these members.
+
+    An entry with our URL that has a name has started once: its disk is gone, and a voter that
+    forgot what it voted for is unsafe, so it goes first. One without a name was added just now,
+    or before a crash, and is used. Source: etcd compares only URLs and their number in
+    --initial-cluster, so an address serves as the others' name.
+    """
+    mine = next((member for member in members if member.peer_url == peer_url), None)
+    if mine and mine.name:
+        return JoinStep("remove", mine.id)
+    if mine:
+        pairs = [(name if m is mine else f"member-{m.id:x}", m.peer_url) for m in members]
+        return JoinStep("start", mine.id, ",".join(f"{key}={url}" for key, url in pairs))
+    dead = [member.id for member in members if member.id in dead_learners]
+    return JoinStep("remove", dead[0]) if dead else JoinStep("add")
+
+
+def decide_leave(
+    members: Sequence[Member], my_id: int, answering: Collection[int], leader: int
+) -> LeaveStep:
+    """Return the next step of member my_id out of the cluster, without a gap for the rest.
+
+    Where the living would have no quorum without us, dead voters are removed first; a leader
+    hands over first (removing it costs 2-7 s of writes).
+    """
+    if all(member.id != my_id for member in members):
+        return LeaveStep("gone")
+    rest = [member for member in members if member.id != my_id and not member.learner]
+    if not rest:
+        return LeaveStep("last")
+    living = [member.id for member in rest if member.name and member.id in answering]
+    if len(living) < len(rest) // 2 + 1:
+        dead = next(member.id for member in rest if member.id not in living)
+        return LeaveStep("remove-dead", dead)
+    if leader == my_id:
+        return LeaveStep("transfer", living[0])
+    return LeaveStep("remove-self", living[0])
+
+
+def find_backoff_s(failures: int) -> float:
+    """Return the seconds to wait before the restart after so many deaths in a row."""
+    return float(min(0.5 * 2 ** min(failures, 10), MAX_BACKOFF_S))
+
+
+def clean_environment(environment: Mapping[str, str], machine: str) -> dict[str, str]:
+    """Return the environment for etcd. Source: etcd 3.4 exits on ARM unless it is told."""
+    clean = {
+        key: value
+        for key, value in environment.items()
+        if not key.startswith(UNWANTED_PREFIXES) and key not in UNWANTED
+    }
+    arm = {"aarch64": "arm64", "arm64": "arm64", "armv7l": "arm"}.get(machine)
+    return {**clean, "ETCD_UNSUPPORTED_ARCH": arm} if arm else clean
+
+
+# ---- the ports of this machine
+
+
+def find_listener(table: str, ip: str, port: int) -> int | None:
+    """Return the inode of the socket that listens on ip:port or on all addresses, or None.
+
+    table: the text of /proc/net/tcp or tcp6. Source: proc(5); state 0A is LISTEN, addresses are in
+    the machine's byte order.
+    """
+    mine = socket.inet_aton(ip)[::-1].hex().upper() if sys.byteorder == "little" else ""
+    mine = mine or socket.inet_aton(ip).hex().upper()
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        address, _, number = fields[1].partition(":")
+        everywhere = set(address) == {"0"}
+        if fields[3] == "0A" and int(number, 16) == port and (everywhere or address == mine):
+            return int(fields[9])
+    return None
+
+
+def find_holder(inode: int) -> str:
+    """Return "etcd (pid 123)" for the process that holds this socket, as far as we may look."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            links = [os.readlink(fd) for fd in (entry / "fd").iterdir()]
+            if f"socket:[{inode}]" in links:
+                return f"{(entry / 'comm').read_text().strip()} (pid {entry.name})"
+        except OSError:  # it ended meanwhile, or is another user's
+            continue
+    return "another program (as root: ss -ltnp)"
+
+
+def require_free_port(ip: str, port: int) -> None:
+    """Raise Conflict, naming who has it, if something listens on ip:port already."""
+    for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        inode = find_listener(path.read_text(), ip, port) if path.exists() else None
+        if inode is None:
+            continue
+        holder = find_holder(inode)
+        pid = holder.partition("pid ")[2].rstrip(")")
+        cure = "systemctl stop etcd" if holder.startswith("etcd") else f"kill {pid}"
+        raise Conflict(f"port {port} on {ip} is in use by {holder}; try: {cure if pid else 'ss'}")
+
+
+# ---- etcd's JSON gateway
+
+
+def ask_gateway(
+    client: str, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = 3.0
+) -> Any:
+    """Return the JSON that the etcd at client ("ip:port") answers to POST /v3/path.
+
+    Raises GatewayDown, GatewayRefused. The timeout is short because a change of members that
+    raft dropped would hang for ever. Source: etcd 3.4 grpc-gateway; 64-bit numbers are strings.
+    """
+    ip, _, port = client.rpartition(":")
+    connection = http.client.HTTPConnection(ip, int(port), timeout=timeout_s)
+    try:
+        connection.request("POST", f"/v3/{path}", json.dumps(body or {}))
+        answer = connection.getresponse()
+        text = answer.read()
+    except OSError as error:
+        raise GatewayDown(f"{client}: {find_reason(error)}") from error
+    except http.client.HTTPException as error:
+        raise GatewayDown(f"{client}: answers, but not as etcd does") from error
+    finally:
+        connection.close()
+    return read_answer(client, answer.status, text)
+
+
+def read_answer(client: str, status: int, text: bytes) -> Any:
+    """Return the JSON of an answer; raises GatewayRefused, or GatewayDown if it is not etcd's."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise GatewayDown(f"{client}: answers, but not as etcd does") from error
+    if not isinstance(value, dict):
+        raise GatewayDown(f"{client}: answers, but not as etcd does")
+    if status != 200:
+        reason = value.get("message") or value.get("error") or f"status {status}"
+        raise GatewayRefused(str(reason).removeprefix("etcdserver: "))
+    return value
+
+
+def find_reason(error: OSError) -> str:
+    """Return the few words for why a connection failed."""
+    if isinstance(error, ConnectionRefusedError):
+        return "refused"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return (error.strerror or str(error)).lower()
+
+
+def build_member_from_json(value: Mapping[str, Any]) -> Member:
+    """Return a member of the gateway's list."""
+    urls = [str(url).partition("://")[2] for url in value.get("clientURLs", ())]
+    return Member(
+        id=int(value["ID"]),
+        name=value.get("name", ""),
+        peer_url=next(iter(value.get("peerURLs", ())), ""),
+        client=next(iter(urls), ""),
+        learner=bool(value.get("isLearner")),
+    )
+
+
+class MemberList(NamedTuple):
+    """The list of one cluster, and who gave it."""
+
+    via: str
+    cluster: int
+    members: tuple[Member, ...]
+
+
+def fetch_members(client: str) -> MemberList:
+    """Return the member list as the etcd at client has it. Raises as ask_gateway."""
+    answer = ask_gateway(client, "cluster/member/list")
+    try:
+        members = tuple(build_member_from_json(value) for value in answer["members"])
+        return MemberList(client, int(answer["header"]["cluster_id"]), members)
+    except (KeyError, TypeError, ValueError) as error:
+        raise GatewayDown(f"{client}: answers, but not as etcd does") from error
+
+
+def fetch_status(client: str, timeout_s: float = 1.0) -> Any:
+    """Return etcd's own status: header.member_id, leader, version. Raises as ask_gateway."""
+    return ask_gateway(client, "maintenance/status", timeout_s=timeout_s)
+
+
+def read_status(clients: Sequence[str]) -> list[MemberStatus]:
+    """Return one row per master, asked of whichever of clients answers first.
+
+    Blocks up to a second for each one that does not answer. Raises MeshDown.
+    """
+    listing = fetch_first_members(clients)
+    return [read_member_status(member) for member in listing.members]
+
+
+def fetch_first_members(clients: Sequence[str], cluster: int = 0) -> MemberList:
+    """Return the list from the first client that gives it, of our cluster if cluster is known.
+
+    Raises Conflict when only another cluster answered, MeshDown with every reason otherwise.
+    """
+    reasons: list[str] = []
+    foreign = ""
+    for client in dict.fromkeys(clients):
+        try:
+            listing = fetch_members(client)
+        except MeshDown as error:
+            text = str(error)
+            reasons.append(text if text.startswith(client) else f"{client}: {text}")
+            continue
+        if cluster in (0, listing.cluster):
+            return listing
+        foreign = f"{client} is of another arpanet (cluster {listing.cluster:x}, not {cluster:x})"
+    if foreign:
+        raise Conflict(foreign)
+    raise MeshDown("no master answers at " + ", ".join(reasons))
+
+
+def read_member_status(member: Member) -> MemberStatus:
+    """Return the row of one master; one that does not answer has no version."""
+    ip = (member.client or member.peer_url.partition("://")[2]).rpartition(":")[0]
+    row = MemberStatus(member.name, ip, False, member.learner, False, "", member.id)
+    if not member.client:
+        return row
+    try:
+        status = fetch_status(member.client)
+    except MeshDown:
+        return row
+    leader = int(status.get("leader", 0))
+    return row._replace(
+        answers=leader != 0, leader=leader == member.id, version=str(status.get("version", ""))
+    )
+
+
+# ---- the supervisor
+
+
+class EtcdMember:
+    """The etcd of this machine, and its place in the cluster. Thread: main, all of it.
+
+    boot(), join() and resume() start it and block until it is a voter that answers, up to wait_s;
+    they return whether it is, and step(), once a second, goes on from there. say is called with a
+    sentence whenever what we wait for changes.
+    """
+
+    def __init__(
+        self, place: MemberPlace, *, stop: threading.Event, say: Callable[[str], None]
+    ) -> None:
+        self.place, self.ready = place, False
+        self._stop, self._say, self._said = stop, say, ""
+        self._child: subprocess.Popen[bytes] | None = None
+        self._state = read_state(place.state_path)
+        self._log_start = 0  # where in the log file the running child began
+        self._born = self._restart_at = self._note_at = 0.0  # instants of time.monotonic()
+        self._failures = 0
+        self._silent_since: dict[int, float] = {}
+
+    # ---- starting
+
+    def boot(self, wait_s: float = 30) -> bool:
+        """Begin a new cluster of one; with data here, go on with that instead.
+
+        Raises Conflict where a cluster has been whose data is gone, or a port is taken; EtcdDied;
+        ArpanetError without etcd.
+        """
+        decision = decide_boot(self.place.has_data(), self._state)
+        if decision == "resume":
+            return self.resume((), wait_s)
+        if decision == "refuse":
+            raise Conflict(self._describe_lost_data())
+        self._require_startable()
+        initial = f"{self.place.name}={self.place.peer_url}"
+        # a token of its own gives a cluster id of its own: two boots are never taken for one
+        self._spawn("new", initial, uuid.uuid4().hex)
+        return self._wait_ready(wait_s)
+
+    def join(self, peers: Sequence[str], wait_s: float = 300) -> bool:
+        """Become a member of the cluster of any of peers ("ip" or "ip:port").
+
+        With data here: resume. Raises MeshDown when none answers for 15 s; Conflict for another
+        cluster or a port that is taken; Usage for an etcd that is not of an arpanet; EtcdDied.
+        """
+        if self.place.has_data():
+            return self.resume(peers, wait_s)
+        self._require_startable()
+        deadline, given = time.monotonic() + wait_s, self._list_clients(peers)
+        for attempt in range(4):
+            if not self._enter(given, deadline):
+                return False
+            try:
+                return self._wait_ready(max(1.0, deadline - time.monotonic()))
+            except EtcdDied as error:
+                # two joined at once, and the list changed under our --initial-cluster
+                if attempt == 3 or self.place.has_data():
+                    raise
+                log.warning("%s; joining again", error)
+        return False
+
+    def resume(self, peers: Sequence[str] = (), wait_s: float = 30) -> bool:
+        """Start etcd on its data; without a majority of the others it waits for them.
+
+        If they removed us meanwhile, the data is set aside and we join again. peers are only
+        remembered: the data says which cluster is ours. Raises Conflict, EtcdDied, ArpanetError.
+        """
+        self._require_startable()
+        known = dict.fromkeys([*self._state.peers, *self._list_clients(peers)])
+        self._state = self._state._replace(peers=tuple(known))
+        self._spawn("existing", f"{self.place.name}={self.place.peer_url}")
+        return self._wait_ready(wait_s)
+
+    # ---- going on
+
+    def step(self) -> str:
+        """Do what is due and return a sentence about it, "" when nothing was.
+
+        Starts a dead etcd again, finishes a join, notes the member list. Blocks for up to about 3 s;
+        30 s when we were removed and join again.
+        """
+        if self._child is None or self._child.poll() is not None:
+            return self._revive()
+        if not self.ready:
+            return "is a master now" if self._settle() else ""
+        if time.monotonic() - self._born > 60:
+            self._failures = 0
+        if time.monotonic() >= self._note_at:
+            self._note_at = time.monotonic() + NOTE_S
+            self._note_members()
+        return ""
+
+    def status(self) -> list[MemberStatus]:
+        """Return one row per master. Blocks a second for each silent one; raises MeshDown."""
+        return read_status([self.place.client, *self._state.peers])
+
+    def fetch_log_tail(self, lines: int = 3) -> str:
+        """Return the last lines that the running or last etcd logged."""
+        try:
+            with self.place.log_path.open("rb") as file:
+                file.seek(self._log_start)
+                text = file.read()[-20000:].decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+    # ---- stopping
+
+    def stop(self) -> None:
+        """End etcd, and stay a member: SIGTERM, 10 s, SIGKILL."""
+        self.ready, child = False, self._child
+        self._child = None
+        if child is None or child.poll() is not None:
+            return
+        child.terminate()
+        try:
+            child.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            log.warning("etcd did not end in %d s and was killed", STOP_S)
+            child.kill()
+            child.wait()
+
+    def leave(self) -> bool:
+        """Leave the cluster for good and set the data aside; say whether that was done.
+
+        The last master only stops and keeps the data; so does one whose leaving fails for 20 s.
+        """
+        deadline, left = time.monotonic() + LEAVE_S, ""
+        while not left and time.monotonic() < deadline:
+            try:
+                left = self._leave_step()
+            except MeshDown as error:
+                self._tell(f"leaving: {error}")
+                threading.Event().wait(0.4)
+        if left == "gone":
+            self._wait_child(3)
+        self.stop()
+        if left == "gone":
+            self._forget()
+            self._tell("left the arpanet")
+        elif left == "last":
+            self._tell("this is the last master; stopped, the data is kept")
+        else:
+            self._tell("could not leave; stopped, and still a member")
+        return left == "gone"
+
+    # ---- private: joining
+
+    def _enter(self, given: Sequence[str], deadline: float) -> bool:
+        """Be added to the member list and start etcd; False when stopped or out of time."""
+        patience = time.monotonic() + PATIENCE_S
+        while not self._stop.is_set() and time.monotonic() < deadline:
+            try:
+                listing = fetch_first_members([*given, *self._list_others()], self._state.cluster)
+            except Conflict as error:
+                path = self.place.state_path
+                raise Conflict(f"{error}; to join it all the same, remove {path}") from error
+            except MeshDown as error:
+                if time.monotonic() > patience:
+                    raise MeshDown(self._describe_nobody(str(error))) from error
+                self._tell(f"{error}; trying on")
+            else:
+                patience = deadline
+                if self._enter_step(listing):
+                    return True
+            self._stop.wait(random.uniform(0.3, 0.8))
+        return False
+
+    def _enter_step(self, listing: MemberList) -> bool:
+        """Do one step of joining; say whether etcd was started."""
+        dead = self._find_dead_learners(listing.members)
+        step = decide_join(listing.members, self.place.name, self.place.peer_url, dead)
+        clients = [member.client for member in listing.members if member.client]
+        try:
+            self._require_arpanet(listing.via)
+            if step.action == "start":
+                self._save(MemberState(listing.cluster, 0, tuple(clients)))
+                self._spawn("existing", step.initial)
+                return True
+            if step.action == "remove":
+                self._tell("removing a member whose data is gone from the list")
+                ask_gateway(listing.via, "cluster/member/remove", {"ID": str(step.target)})
+            else:
+                body = {"peerURLs": [self.place.peer_url], "isLearner": True}
+                ask_gateway(listing.via, "cluster/member/add", body)
+        except (GatewayDown, GatewayRefused) as error:
+            # unhealthy: somebody joined just now; too many learners: somebody is joining
+            self._tell(f"waiting to be let in: {error}")
+        return False
+
+    def _require_arpanet(self, client: str) -> None:
+        """Raise Usage when this etcd is healthy and has not our mark."""
+        key = base64.b64encode(MARK.encode()).decode()
+        answer = ask_gateway(client, "kv/range", {"key": key})
+        if not answer.get("kvs"):
+            raise Usage(
+                f"the etcd at {client} is not of an arpanet; try: arpanet master start --peers "
+                "ADDRESS, with the address of a master"
+            )
+
+    def _find_dead_learners(self, members: Sequence[Member]) -> list[int]:
+        """Return the learners, not us, that have not answered for 15 s by our own watch."""
+        learners = [m for m in members if m.learner and m.peer_url != self.place.peer_url]
+        silent = [member.id for member in learners if not read_member_status(member).answers]
+        now = time.monotonic()
+        self._silent_since = {id_: self._silent_since.get(id_, now) for id_ in silent}
+        return [id_ for id_, since in self._silent_since.items() if now - since > LEARNER_GRACE_S]
+
+    # ---- private: becoming ready
+
+    def _wait_ready(self, wait_s: float) -> bool:
+        deadline = time.monotonic() + wait_s
+        while not self._stop.is_set() and time.monotonic() < deadline:
+            if self._child is None or self._child.poll() is not None:
+                if self._was_removed():
+                    return self._join_afresh(deadline - time.monotonic())
+                raise EtcdDied(self._describe_death())
+            if self._settle():
+                return True
+            self._stop.wait(0.2)
+        return False
+
+    def _settle(self) -> bool:
+        """Note our ids, be promoted, leave the mark; say whether all that is done."""
+        try:
+            me = self._find_self()
+            if me.learner:
+                self._tell("joined as a learner, catching up")
+                others = self._list_others()
+                via = random.choice(others) if others else self.place.client
+                ask_gateway(via, "cluster/member/promote", {"ID": str(me.id)})
+                return False
+            self._leave_mark()
+        except MeshDown as error:
+            if not self._said.startswith("joined as a learner"):
+                self._tell(self._describe_waiting(str(error)))
+            return False
+        self.ready = True
+        self._tell(f"is a master of cluster {self._state.cluster:x}")
+        return True
+
+    def _find_self(self) -> Member:
+        """Return our entry in the list, which proves that our own child answers on our port."""
+        header = fetch_status(self.place.client)["header"]
+        cluster, my_id = int(header["cluster_id"]), int(header["member_id"])
+        # a learner gives no list
+        listing = fetch_first_members([*self._list_others(), self.place.client], cluster)
+        me = next((member for member in listing.members if member.id == my_id), None)
+        if me is None or self._state.member not in (0, my_id):
+            raise GatewayDown(f"what answers at {self.place.client} is not our etcd")
+        if me.peer_url != self.place.peer_url:
+            raise Conflict(
+                f"the data in {self.place.data_dir} is of the master {me.peer_url}, and this is "
+                f"{self.place.peer_url}; try: ARPANET_IP with the former address"
+            )
+        clients = tuple(member.client for member in listing.members if member.client)
+        self._save(MemberState(cluster, my_id, clients))
+        return me
+
+    def _leave_mark(self) -> None:
+        key, value = (base64.b64encode(text.encode()).decode() for text in (MARK, "1"))
+        compare = {"key": key, "target": "CREATE", "result": "EQUAL", "createRevision": "0"}
+        put = {"requestPut": {"key": key, "value": value}}
+        ask_gateway(self.place.client, "kv/txn", {"compare": [compare], "success": [put]})
+
+    def _note_members(self) -> None:
+        try:
+            listing = fetch_members(self.place.client)
+        except MeshDown as error:
+            log.debug("member list: %s", error)
+            return
+        clients = tuple(member.client for member in listing.members if member.client)
+        if clients and clients != self._state.peers:
+            self._save(self._state._replace(peers=clients))
+
+    # ---- private: dying, coming back, leaving
+
+    def _revive(self) -> str:
+        now = time.monotonic()
+        if self.ready or not self._restart_at:
+            self.ready = False
+            self._restart_at = now + find_backoff_s(self._failures)
+            self._failures += 1
+            if not self._was_removed():
+                return f"{self._describe_death()}; starting it again"
+        if self._was_removed():
+            joined = self._join_afresh(30)
+            return "was removed by the other masters; joined again" if joined else ""
+        if now < self._restart_at:
+            return ""
+        self._require_startable()
+        self._spawn("existing", f"{self.place.name}={self.place.peer_url}")
+        return ""
+
+    def _was_removed(self) -> bool:
+        return (
+            self._child is not None
+            and self._child.poll() == 0
+            and "permanently removed" in self.fetch_log_tail(50)
+            and bool(self._list_others())
+        )
+
+    def _join_afresh(self, wait_s: float) -> bool:
+        self._tell("the other masters removed this one; joining again with empty data")
+        peers = self._list_others()
+        self._set_data_aside()
+        self._save(self._state._replace(member=0))
+        return self.join(peers, wait_s)
+
+    def _leave_step(self) -> str:
+        """Do one step of leaving; return "gone" or "last" at the end of it."""
+        listing = fetch_first_members(
+            [self.place.client, *self._list_others()], self._state.cluster
+        )
+        others = [m for m in listing.members if m.id != self._state.member and m.client]
+        answering = [member.id for member in others if read_member_status(member).answers]
+        leader = int(fetch_status(listing.via).get("leader", 0))
+        step = decide_leave(listing.members, self._state.member, answering, leader)
+        clients = {member.id: member.client for member in others}
+        if step.action == "remove-dead":
+            self._tell("removing a dead master first, so that the others keep a majority")
+            ask_gateway(listing.via, "cluster/member/remove", {"ID": str(step.target)})
+        elif step.action == "transfer":
+            body = {"targetID": str(step.target)}
+            ask_gateway(self.place.client, "maintenance/transfer-leadership", body)
+        elif step.action == "remove-self":
+            body = {"ID": str(self._state.member)}
+            ask_gateway(clients[step.target], "cluster/member/remove", body)
+        return step.action if step.action in ("gone", "last") else ""
+
+    def _wait_child(self, wait_s: float) -> None:
+        try:
+            if self._child:
+                self._child.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            log.debug("etcd is still there after it was removed")
+
+    def _forget(self) -> None:
+        self._set_data_aside()
+        self.place.state_path.unlink(missing_ok=True)
+        self._state = MemberState()
+
+    def _set_data_aside(self) -> None:
+        """Keep the last data as etcd.old: a removal by mistake can then be undone by hand."""
+        old = self.place.data_dir.with_name("etcd.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.place.data_dir.exists():
+            self.place.data_dir.rename(old)
+
+    # ---- private: the child
+
+    def _require_startable(self) -> None:
+        packages = {"etcd": "etcd-server", "setpriv": "util-linux"}
+        for program, package in packages.items():
+            if not shutil.which(program):
+                raise ArpanetError(f"{program} is not installed; try: apt-get install {package}")
+        for ip, port in self._list_listeners():
+            require_free_port(ip, port)
+
+    def _list_listeners(self) -> list[tuple[str, int]]:
+        place = self.place
+        own = [(place.ip, place.client_port), (place.ip, place.peer_port)]
+        return own if place.ip.startswith("127.") else [*own, ("127.0.0.1", place.client_port)]
+
+    def _spawn(self, cluster_state: str, initial: str, token: str = "arpanet") -> None:
+        """Start etcd. Thread: main only, for PDEATHSIG fires when the spawning thread ends.
+
+        setpriv and not preexec_fn: with gRPC loaded, 2-6 % of such children die before exec.
+        Source: grpc/grpc#43055.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("etcd must be started by the main thread")
+        self.place.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.place.log_dir.mkdir(parents=True, exist_ok=True)
+        with self.place.log_path.open("ab") as file:
+            self._log_start = file.tell()
+            self._child = subprocess.Popen(
+                self._build_command(cluster_state, initial, token),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=clean_environment(os.environ, platform.machine()),
+                start_new_session=True,
+            )
+        self._born, self._restart_at, self.ready = time.monotonic(), 0.0, False
+        log.info("started etcd, pid %d", self._child.pid)
+
+    def _build_command(self, cluster_state: str, initial: str, token: str) -> list[str]:
+        place = self.place
+        ports = [(ip, port) for ip, port in self._list_listeners() if port == place.client_port]
+        clients = ",".join(f"http://{ip}:{port}" for ip, port in ports)
+        return [
+            *("setpriv", "--pdeathsig", "KILL", "etcd"),
+            *("--name", place.name, "--data-dir", str(place.data_dir)),
+            *("--listen-peer-urls", place.peer_url),
+            *("--initial-advertise-peer-urls", place.peer_url),
+            *("--listen-client-urls", clients),
+            *("--advertise-client-urls", f"http://{place.client}"),
+            *("--initial-cluster", initial, "--initial-cluster-state", cluster_state),
+            *("--initial-cluster-token", token),
+            *ETCD_FLAGS,
+        ]
+
+    # ---- private: words and notes
+
+    def _list_clients(self, peers: Sequence[str]) -> list[str]:
+        """Return peers as "ip:port", without ourselves and without the word boot."""
+        port = self.place.client_port
+        clients = [peer if ":" in peer else f"{peer}:{port}" for peer in peers if peer != "boot"]
+        return [client for client in clients if client != self.place.client]
+
+    def _list_others(self) -> list[str]:
+        return self._list_clients(self._state.peers)
+
+    def _save(self, state: MemberState) -> None:
+        if state != read_state(self.place.state_path):
+            write_state(self.place.state_path, state)
+        self._state = state
+
+    def _tell(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self._say(text)
+
+    def _describe_waiting(self, reason: str) -> str:
+        silent = [client for client in self._list_others() if not is_open(client)]
+        if not silent:
+            return f"waiting for etcd on this machine: {reason}"
+        return f"waiting for {', '.join(client.rpartition(':')[0] for client in silent)} to answer"
+
+    def _describe_death(self) -> str:
+        code = self._child.returncode if self._child else None
+        tail = self.fetch_log_tail() or "it logged nothing"
+        return f"etcd ended ({code}); its last words in {self.place.log_path}:\n{tail}"
+
+    def _describe_nobody(self, reasons: str) -> str:
+        return (
+            f"{reasons}; check the address, or start the first one with: "
+            "arpanet master start --peers boot"
+        )
+
+    def _describe_lost_data(self) -> str:
+        others = [client.rpartition(":")[0] for client in self._list_others()]
+        path = self.place.state_path
+        if others:
+            return (
+                f"this machine belonged to the arpanet of {', '.join(others)}, and its data is "
+                f"gone; try: arpanet master start --peers {others[0]} (or remove {path} to begin "
+                "a new, empty one)"
+            )
+        return (
+            f"this machine had an arpanet of its own, and its data ({self.place.data_dir}) is "
+            f"gone; restore it, or remove {path} to begin a new, empty one"
+        )
+
+
+def is_open(client: str) -> bool:
+    """Say whether anything accepts a connection at client within half a second."""
+    ip, _, port = client.rpartition(":")
+    try:
+        socket.create_connection((ip, int(port)), 0.5).close()
+    except OSError:
+        return False
+    return True
+
+
+def read_state(path: Path) -> MemberState:
+    """Return what the state file says; an absent one says nothing. Raises Conflict if damaged."""
+    try:
+        value = json.loads(path.read_text())
+        return MemberState(int(value["cluster"]), int(value["member"]), tuple(value["peers"]))
+    except FileNotFoundError:
+        return MemberState()
+    except (ValueError, KeyError, TypeError) as error:
+        raise Conflict(
+            f"{path} is damaged ({error}); try: remove it, then --peers ADDRESS"
+        ) from error
+
+
+def write_state(path: Path, state: MemberState) -> None:
+    """Replace the state file, so that a power cut leaves the old or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    with new.open("w") as file:
+        json.dump(state._asdict(), file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+# ==== Supervisors ==============================================================
+# What a daemon does while it runs. A Slave is the truth's scribe for one host: it
+# alone writes containers/HOST. A Master keeps etcd, its lease, and the Docker API.
+
+
+class Daemon(Protocol):
+    """What run_daemon() drives, all in the main thread."""
+
+    def start(self) -> str:
+        """Begin; return the sentence that says what is ready. Raises ArpanetError."""
+
+    def step(self) -> None:
+        """Do what is due; called about once a second."""
+
+    def close(self) -> None:
+        """End all that was begun."""
+
+
+Say = Callable[[str], None]  # tells the person who waits what is waited for
+STEP_S = 1.0
+PUBLISHERS = 4
+PUBLISH_ON = frozenset(
+    ("create", "start", "die", "pause", "unpause", "rename", "update", "destroy", "restart", "oom")
+)
+
+
+class Published(NamedTuple):
+    """What the mesh last got from us about a container."""
+
+    record: bytes
+    name: str
+    revision: int
+
+
+class Publisher:
+    """Writes a host's containers to the mesh; the news of one container stay in order.
+
+    Threads publish-N share the containers by id; each id is always with the same one.
+    """
+
+    def __init__(self, node: Node, engine: Any, stop: threading.Event) -> None:
+        self._node, self._engine, self._stop = node, engine, stop
+        self._host = node.settings.hostname
+        self._own: dict[str, Published] = {}  # each id is touched by its own thread alone
+        self._waiting: dict[str, futures.Future[int]] = {}
+        self._lock = threading.Lock()  # guards _waiting
+        self._queues: list[queue.SimpleQueue[str]] = [
+            queue.SimpleQueue() for _ in range(PUBLISHERS)
+        ]
+        self.behind = threading.Event()  # set when something could not be written
+
+    def start(self) -> None:
+        for number, ids in enumerate(self._queues):
+            spawn(f"publish-{number}", functools.partial(self._work, ids), self._stop)
+
+    def ask(self, container_id: str) -> futures.Future[int]:
+        """Return the revision, to come, at which the mesh has the container as it is now."""
+        with self._lock:
+            known = self._waiting.get(container_id)
+            if known:
+                return known
+            asked = self._waiting[container_id] = futures.Future()
+        self._queues[hash(container_id) % PUBLISHERS].put(container_id)
+        return asked
+
+    def publish_all(self) -> None:
+        """Bring the mesh up to date with all containers of the engine. Raises EngineDown, MeshDown."""
+        view = self._node.sync_view()
+        ids = {c["Id"] for c in list_engine(self._engine)}
+        ids |= {c.id for c in view.containers.values() if c.host == self._host}
+        ids |= {e.id for e in view.names.values() if e.host == self._host and e.id}
+        for asked in [self.ask(i) for i in sorted(ids)]:
+            asked.result(timeout=60)
+
+    def _work(self, ids: queue.SimpleQueue[str]) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                self._answer(ids.get(timeout=STEP_S))
+
+    def _answer(self, container_id: str) -> None:
+        with self._lock:
+            asked = self._waiting.pop(container_id)
+        try:
+            asked.set_result(self._publish(container_id))
+        except ArpanetError as e:
+            self.behind.set()
+            asked.set_exception(e)
+            log.warning("could not publish container %s: %s", container_id[:12], e)
+
+    def _publish(self, container_id: str) -> int:
+        found = inspect_engine(self._engine, container_id)
+        if found is None:
+            return self._forget(container_id)
+        record = dump_json(found)
+        own = self._own.get(container_id)
+        if own and own.record == record:
+            return own.revision
+        name = found["name"]
+        self._hold_name(name, container_id)
+        revision = self._node.mesh.write(key_of("containers", self._host, container_id), record)
+        self._own[container_id] = Published(record, name, revision)
+        if own and own.name != name:
+            revision = max(revision, self._release_name(own.name, container_id))
+        return revision
+
+    def _forget(self, container_id: str) -> int:
+        """Take a container that is gone out of the mesh, and let its name go."""
+        view = self._node.view
+        known = self._own.get(container_id) or view.containers.get(container_id)
+        names = {n for n, e in view.names.items() if e.id == container_id and e.host == self._host}
+        for name in names | ({known.name} if known else set()):
+            self._release_name(name, container_id)
+        revision = self._node.mesh.delete(key_of("containers", self._host, container_id))
+        self._own.pop(container_id, None)
+        return revision or view.revision
+
+    def _name_value(self, container_id: str) -> bytes:
+        return dump_json({"host": self._host, "id": container_id})
+
+    def _release_name(self, name: str, container_id: str) -> int:
+        return self._node.mesh.delete(key_of("names", name), value=self._name_value(container_id))
+
+    def _hold_name(self, name: str, container_id: str) -> None:
+        """See that the name is the container's: it may have been made without arpanet."""
+        if self._node.view.names.get(name) == NameEntry(self._host, container_id):
+            return
+        key = key_of("names", name)
+        entry = self._node.mesh.read(key)
+        if entry is None:
+            self._node.mesh.claim(key, self._name_value(container_id))
+            return
+        holder = row_of("names", name, json.loads(entry.value))
+        if holder.host != self._host or holder.id not in ("", container_id):
+            log.warning(
+                "the name %s is taken by %s; the one here is %s@%s",
+                name,
+                holder.host,
+                name,
+                self._host,
+            )
+
+
+def connect_engine(path: str, timeout_s: int = 30) -> Any:
+    """Return a docker.APIClient for this machine's engine. Raises EngineDown that says what to do."""
+    import docker
+
+    try:
+        return docker.APIClient(base_url=f"unix://{path}", version="auto", timeout=timeout_s)
+    except (docker.errors.DockerException, OSError) as e:
+        cause = "nothing is there" if not os.path.exists(path) else str(e.__context__ or e)
+        raise EngineDown(
+            f"no Docker Engine answers at {path}: {cause}; "
+            "try: systemctl start docker (or install it: apt-get install docker.io)"
+        ) from e
+
+
+def list_engine(engine: Any, **filters: Any) -> list[dict[str, Any]]:
+    """Return the engine's containers. Raises EngineDown."""
+    with engine_errors():
+        listed: list[dict[str, Any]] = engine.containers(all=True, filters=filters)
+        return listed
+
+
+@contextlib.contextmanager
+def engine_errors() -> Iterator[None]:
+    """Turn what docker-py raises into EngineDown."""
+    import docker
+    import requests
+
+    try:
+        yield
+    except (docker.errors.APIError, requests.exceptions.RequestException, OSError) as e:
+        raise EngineDown(f"this machine's Docker Engine does not answer: {e}") from e
+
+
+def inspect_engine(engine: Any, container_id: str) -> dict[str, Any] | None:
+    """Return the record of a container, None when the engine has it no longer. Raises EngineDown."""
+    import docker
+
+    with engine_errors():
+        try:
+            details = engine.inspect_container(container_id)
+        except docker.errors.NotFound:
+            return None
+        listed = engine.containers(all=True, filters={"id": [container_id]})
+        return container_record(listed[0], details) if listed else None
+
+
+def engine_facts(engine: Any) -> dict[str, Any]:
+    """Return what the mesh should know of the engine. Raises EngineDown."""
+    with engine_errors():
+        version, info = engine.version(), engine.info()
+    return {
+        "version": version.get("Version", ""),
+        "api": version.get("ApiVersion", ""),
+        "min_api": version.get("MinAPIVersion", "1.12"),
+        "arch": version.get("Arch", ""),
+        "kernel": version.get("KernelVersion", ""),
+        "os": info.get("OperatingSystem", ""),
+        "id": info.get("ID", ""),
+        "cpus": info.get("NCPU", 0),
+        "memory_bytes": info.get("MemTotal", 0),
+        "labels": info.get("Labels") or [],
+    }
+
+
+class Waiting(NamedTuple):
+    """A connection to a link from an address that the table does not know."""
+
+    sock: socket.socket
+    peer_ip: str
+    address: HostPort
+
+
+class LinkKeeper:
+    """Listens for this host's links and sends each connection on, or refuses it.
+
+    Thread "links" makes the table follow the view; thread "askers" asks the engine about an
+    address that is not in the table: the container may have started a moment ago.
+    """
+
+    def __init__(self, node: Node, engine: Any, pump: Pump) -> None:
+        self._node, self._engine, self._pump = node, engine, pump
+        self._host = node.settings.hostname
+        self._table = LinkTable(0, {}, frozenset())
+        self._listeners: dict[HostPort, LinkListener] = {}
+        self._refused: set[HostPort] = set()  # addresses that could not be bound
+        self._done = threading.Condition()  # guards the replacement of _table, for waiters
+        self._unknown: queue.SimpleQueue[Waiting] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        route_subnet(self._node.settings.link_subnet)
+        spawn("links", self._follow, self._node.stop)
+        spawn("askers", self._ask, self._node.stop)
+
+    def close(self) -> None:
+        """Take the links' network off this machine; the pump closes the listeners."""
+        run_ip("route", "del", "local", self._node.settings.link_subnet, "dev", "lo")
+
+    def wait(self, revision: int) -> None:
+        """Return when the listeners are those of a revision. Raises MeshDown."""
+        with self._done:
+            if not self._done.wait_for(lambda: self._table.revision >= revision, SYNC_S):
+                raise MeshDown(f"the links of {self._host} do not follow the mesh")
+
+    def counters(self) -> dict[str, Any]:
+        """Return the figures of each link that is listened for."""
+        table = self._table
+        return {
+            str(address): {
+                "target": table.listeners.get(address, ""),
+                "connections": listener.counters.total,
+                "open": listener.counters.active,
+                "failed": listener.counters.failed,
+                "bytes_to_target": listener.counters.to_target.bytes,
+                "bytes_from_target": listener.counters.to_client.bytes,
+            }
+            for address, listener in list(self._listeners.items())
+        }
+
+    def _follow(self) -> None:
+        view = View()
+        while not self._node.stop.is_set():
+            latest = self._node.wait_change(view, STEP_S)
+            if latest is not view:
+                view = latest
+                self._apply(decide_links(view, self._host))
+
+    def _apply(self, table: LinkTable) -> None:
+        for address in self._listeners.keys() - table.listeners.keys():
+            self._pump.unlisten(self._listeners.pop(address))
+        for address in table.listeners.keys() - self._listeners.keys():
+            self._listen(address, table.listeners[address])
+        with self._done:
+            self._table = table
+            self._done.notify_all()
+
+    def _listen(self, address: HostPort, target: str) -> None:
+        try:
+            listener = LinkListener(address, self._accepted)
+        except OSError as e:
+            if address not in self._refused:
+                log.warning("cannot listen for the link to %s at %s: %s", target, address, e)
+            self._refused.add(address)
+            return
+        self._refused.discard(address)
+        self._listeners[address] = listener
+        self._pump.listen(listener)
+        log.info("listening for the link to %s at %s", target, address)
+
+    def _accepted(self, sock: socket.socket, peer: Any, listener: LinkListener) -> None:
+        """Decide on a new connection. Thread: pump."""
+        address = HostPort(*listener.socket.getsockname())
+        target = self._table.listeners.get(address, "")
+        if (peer[0], target) in self._table.allowed:
+            self._forward(sock, address, target)
+        else:
+            self._unknown.put(Waiting(sock, peer[0], address))
+
+    def _forward(self, sock: socket.socket, address: HostPort, target: str) -> None:
+        route = find_route(self._node.view, self._host, target, address.port)
+        if route is None:
+            log.info("the link to %s leads nowhere at the moment", target)
+            reset(sock)
+            return
+        preamble = f"CONNECT {route.target} HTTP/1.1\r\n\r\n".encode() if route.target else b""
+        listener = self._listeners.get(address)
+        counters = listener.counters if listener else None
+        self._pump.dial(sock, Target(route.address, preamble), counters=counters)
+
+    def _ask(self) -> None:
+        while not self._node.stop.is_set():
+            try:
+                waiting = [self._unknown.get(timeout=STEP_S)]
+            except queue.Empty:
+                continue
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    waiting.append(self._unknown.get_nowait())
+            self._settle(waiting)
+
+    def _settle(self, waiting: Sequence[Waiting]) -> None:
+        """Forward or refuse connections by what the engine says now."""
+        try:
+            allowed = self._ask_allowed()
+        except EngineDown as e:
+            log.warning("refused %d connections to links: %s", len(waiting), e)
+            allowed = set()
+        for one in waiting:
+            target = self._table.listeners.get(one.address, "")
+            if (one.peer_ip, target) in allowed:
+                self._forward(one.sock, one.address, target)
+            else:
+                log.info("refused %s, which has no link to %s", one.peer_ip, target)
+                reset(one.sock)
+
+    def _ask_allowed(self) -> set[tuple[str, str]]:
+        found = set()
+        for summary in list_engine(self._engine, label=[LABEL_LINKS], status=["running"]):
+            networks = (summary.get("NetworkSettings") or {}).get("Networks") or {}
+            for link in read_links_label(summary.get("Labels") or {}):
+                found |= {(n.get("IPAddress") or "", link.target) for n in networks.values()}
+        return found - {("", "")}
+
+
+def run_ip(*arguments: str) -> str:
+    """Run iproute2's ip; return what it complained of, "" if it did not."""
+    try:
+        done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "there is no program ip; try: apt-get install iproute2"
+    return done.stderr.strip() if done.returncode else ""
+
+
+def route_subnet(subnet: str) -> None:
+    """Make every address of the links' network this machine's own. Raises Usage."""
+    complaint = run_ip("route", "replace", "local", subnet, "dev", "lo")
+    if complaint:
+        raise Usage(f"cannot route the links' network {subnet} to this machine: {complaint}")
+
+
+class Agent:
+    """Serves members of this arpanet on the agent's port: tunnels, publishing, status."""
+
+    def __init__(self, slave: Slave) -> None:
+        self._slave = slave
+        self._node = slave.node
+        self._count = itertools.count(1)
+
+    def start(self) -> None:
+        settings = self._node.settings
+        address = HostPort(settings.ip, settings.agent_port)
+        self._slave.pump.listen(LinkListener(address, self._accepted, speaks_first=True))
+
+    def _accepted(self, sock: socket.socket, peer: Any, _listener: LinkListener) -> None:
+        self._slave.pump.read_head(sock, peer, self._on_head)
+
+    def _on_head(self, sock: socket.socket, peer: Any, head: bytes, rest: bytes) -> None:
+        """Serve a request of a member. Thread: pump."""
+        verb, _, line = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
+        path = line.partition(" ")[0]
+        known = peer[0] == self._node.settings.ip or peer[0] in self._node.view.members()
+        if verb == "CONNECT" and known:
+            target = Target(self._find_address(path))
+            self._slave.pump.dial(sock, target, answer=AGENT_OK, early=rest)
+        else:
+            serve = functools.partial(self._serve, sock, peer[0], verb, path, rest)
+            spawn(f"agent-{next(self._count)}", serve)
+
+    def _find_address(self, what: str) -> Address:
+        """Return the engine's socket, or a container's address. Raises NotFound, BadRequest."""
+        if what == "engine":
+            return self._node.settings.docker_host
+        name, _, port = what.rpartition(":")
+        if not port.isdigit():
+            raise BadRequest(f"CONNECT engine or CONNECT NAME:PORT is needed, not {what!r}")
+        host = self._node.settings.hostname
+        route = find_route(self._node.view, host, name, int(port))
+        if route is None or route.target:
+            raise NotFound(f"container {name} does not run on {host}")
+        return route.address
+
+    def _serve(self, sock: socket.socket, peer_ip: str, verb: str, path: str, rest: bytes) -> None:
+        """Answer what may block. Thread: agent-N."""
+        sock.setblocking(True)
+        sock.settimeout(SYNC_S)
+        try:
+            self._require_member(peer_ip)
+            if verb == "CONNECT":  # the news of a member that has just joined came meanwhile
+                target = Target(self._find_address(path))
+                return self._slave.pump.dial(sock, target, answer=AGENT_OK, early=rest)
+            status, value = 200, self._answer(verb, path)
+        except ArpanetError as e:
+            status, value = e.status, {"message": str(e)}
+        body = dump_json(value)
+        head = f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        with contextlib.suppress(OSError), sock:  # who has gone misses nothing
+            sock.sendall(head.encode() + body)
+        return None
+
+    def _require_member(self, ip: str) -> None:
+        """Raise Forbidden unless the address is of a machine of this arpanet."""
+        view = self._node.view
+        if ip == self._node.settings.ip or ip in view.members():
+            return
+        view = self._node.sync_view()
+        if ip not in view.members():
+            log.warning("refused %s, which is no master or slave of this arpanet", ip)
+            raise Forbidden(f"{ip} is no master or slave of this arpanet")
+
+    def _answer(self, verb: str, path: str) -> dict[str, Any]:
+        path, _, query = path.partition("?")
+        match = re.fullmatch("/publish/([0-9a-f]{64})", path)
+        if verb == "POST" and match:
+            revision = dict(urllib.parse.parse_qsl(query)).get("revision", "0")
+            return {"revision": self._slave.publish(match[1], int(revision))}
+        if verb == "GET" and path == "/status":
+            return self._slave.report()
+        raise NotFound("this is an arpanet agent; the Docker API is on the masters")
+
+
+class Slave:
+    """Puts this machine's engine on the network."""
+
+    def __init__(self, settings: Settings, stop: threading.Event, say: Say) -> None:
+        self.settings, self._stop, self._say = settings, stop, say
+        self.machine = machine_id(settings)
+        self.pump = Pump(stop)
+
+    def start(self) -> str:
+        settings = self.settings
+        require_free_port(settings.ip, settings.agent_port)
+        self._say(f"waiting for the Docker Engine at {settings.docker_host}")
+        self.engine = connect_engine(settings.docker_host)
+        masters = known_masters(settings)
+        self._say(f"waiting for a master ({', '.join(masters)})")
+        self.node = Node(settings, open_mesh(settings, masters, self._stop), self._stop)
+        self.node.follow()
+        self._register()
+        self.publisher = Publisher(self.node, self.engine, self._stop)
+        self.links = LinkKeeper(self.node, self.engine, self.pump)
+        self.pump.start()
+        self.links.start()
+        self.publisher.start()
+        self._say("publishing the containers of this host")
+        self._events = self._open_events()
+        self.publisher.publish_all()
+        self._adopt_volumes()
+        spawn("events", self._read_events, self._stop)
+        Agent(self).start()
+        self.presence.start()
+        return f"slave {settings.hostname} ({settings.ip}) is on the network; see: arpanet slave status"
+
+    def step(self) -> None:
+        """Write again what could not be written."""
+        if self.publisher.behind.is_set():
+            self.publisher.behind.clear()
+            try:
+                self.publisher.publish_all()
+            except (ArpanetError, futures.TimeoutError) as e:
+                self.publisher.behind.set()
+                log.debug("still behind: %s", e)
+
+    def close(self) -> None:
+        if hasattr(self, "presence"):
+            self.presence.stop()
+        if hasattr(self, "links"):
+            self.links.close()
+        self.pump.stop()
+        if hasattr(self, "node"):
+            self.node.mesh.close()
+
+    def publish(self, container_id: str, revision: int) -> int:
+        """Return the revision at which the mesh has the container; its links are open by then.
+
+        Blocks. Raises EngineDown, MeshDown. Thread: agent-N.
+        """
+        self.node.wait_view(revision)
+        try:
+            written = self.publisher.ask(container_id).result(timeout=SYNC_S * 2)
+        except futures.TimeoutError as e:
+            raise EngineDown(f"the engine of {self.settings.hostname} is slow to answer") from e
+        self.links.wait(written)
+        return written
+
+    def report(self) -> dict[str, Any]:
+        """Return what slave status shows."""
+        view, name = self.node.view, self.settings.hostname
+        here = [c for c in view.containers.values() if c.host == name]
+        return {
+            "host": name,
+            "ip": self.settings.ip,
+            "version": __version__,
+            "registered": self.presence.alive,
+            "engine": dict(view.hosts[name].engine) if name in view.hosts else {},
+            "masters": sorted(m.ip for m in view.masters.values()),
+            "containers": len(here),
+            "running": sum(c.running for c in here),
+            "links": self.links.counters(),
+        }
+
+    def _register(self) -> None:
+        """Put this host on the network. Raises Conflict when another machine has its name."""
+        settings, mesh = self.settings, self.node.mesh
+        known = self.node.view.hosts.get(settings.hostname)
+        if known and known.machine != self.machine:
+            raise Conflict(
+                f"the name {settings.hostname} is taken by the host at {known.ip}; give this machine "
+                f"another one (HOSTNAME=NAME arpanet slave start), or if that host is gone for good, "
+                f"type: arpanet slave leave --host {settings.hostname}"
+            )
+        row = {
+            "ip": settings.ip,
+            "agent_port": settings.agent_port,
+            "machine": self.machine,
+            "version": __version__,
+            "engine": engine_facts(self.engine),
+        }
+        key = key_of("hosts", settings.hostname)
+        if not known and mesh.claim(key, dump_json(row)) is None:
+            self.node.sync_view()
+            return self._register()
+        mesh.write(key, dump_json(row))
+        alive = {key_of("alive", settings.hostname): dump_json({"machine": self.machine})}
+        self.presence = Lease(mesh, alive, stop=self._stop, ttl_s=max(10, int(settings.lease_s)))
+        self.presence.publish()
+        self.node.wait_view(mesh.read_revision())
+        return None
+
+    def _adopt_volumes(self) -> None:
+        """Pin the named volumes that were here before arpanet to this host."""
+        with engine_errors():
+            volumes = (self.engine.volumes() or {}).get("Volumes") or ()
+        value = dump_json({"host": self.settings.hostname})
+        for volume in volumes:
+            name = volume["Name"]
+            if name not in self.node.view.volumes and not re.fullmatch("[0-9a-f]{64}", name):
+                self.node.mesh.claim(key_of("volumes", name), value)
+
+    def _open_events(self) -> Any:
+        with engine_errors():
+            return self.engine.events(decode=True, filters={"type": ["container", "network"]})
+
+    def _read_events(self) -> None:
+        """Publish what changes; when the engine went away, publish all once it is back."""
+        backoff = Backoff()
+        while not self._stop.is_set():
+            try:
+                with engine_errors():
+                    for event in self._events:
+                        self._note_event(event)
+                        backoff.reset()
+                raise EngineDown("the engine ended its events")
+            except ArpanetError as e:
+                if backoff.wait(self._stop):
+                    return
+                log.warning("lost the engine's events: %s", e)
+            with contextlib.suppress(ArpanetError, futures.TimeoutError):  # said above; tried again
+                self._events = self._open_events()
+                self.publisher.publish_all()
+
+    def _note_event(self, event: Mapping[str, Any]) -> None:
+        actor = event.get("Actor") or {}
+        action = str(event.get("Action") or "").partition(":")[0]
+        if event.get("Type") == "network":
+            container_id = (actor.get("Attributes") or {}).get("container", "")
+            if action in ("connect", "disconnect") and container_id:
+                self.publisher.ask(container_id)
+        elif action in PUBLISH_ON or action == "health_status":
+            self.publisher.ask(actor["ID"])
+
+
+def machine_id(settings: Settings) -> str:
+    """Return what tells this machine from another of the same name; made once. Raises Usage."""
+    path = os.path.join(settings.state_dir, "machine")
+    try:
+        known = read_file(path).decode().strip()
+        if not known:
+            known = secrets.token_hex(16)
+            write_file(path, known.encode() + b"\n")
+    except OSError as e:
+        raise Usage(
+            f"cannot keep state in {settings.state_dir}: {e.strerror}; see --state-dir"
+        ) from e
+    return known
+
+
+def masters_path(settings: Settings) -> str:
+    return os.path.join(settings.state_dir, "masters.json")
+
+
+def known_masters(settings: Settings) -> tuple[str, ...]:
+    """Return addresses of masters: those named, those met before, and this machine's own.
+
+    Raises Usage when there are none.
+    """
+    try:
+        met = json.loads(read_file(masters_path(settings)) or b"[]")
+    except ValueError:
+        met = []
+    own = [settings.ip] if settings.ip and port_answers(settings.ip, settings.api_port) else []
+    found = tuple(dict.fromkeys([*settings.masters, *own, *map(str, met)]))
+    if not found:
+        raise Usage(
+            "no master is known; name some: ARPANET_MASTERS=IP,IP "
+            "(or make this machine the first one: arpanet master start --peers boot)"
+        )
+    return found
+
+
+def port_answers(ip: str, port: int, timeout_s: float = 1.0) -> bool:
+    """Return whether something accepts connections there."""
+    try:
+        dial((ip, port), timeout_s).close()
+    except OSError:
+        return False
+    return True
+
+
+def open_mesh(settings: Settings, masters: Sequence[str], stop: threading.Event) -> Mesh:
+    """Return the mesh at some masters; those that are met are remembered for the next start."""
+
+    def remember(endpoints: Sequence[str]) -> None:
+        met = sorted({e.rpartition(":")[0] for e in endpoints})
+        with contextlib.suppress(OSError):  # a full disk: they are met again next time
+            write_file(masters_path(settings), dump_json(met))
+
+    endpoints = [f"{ip}:{settings.etcd_port}" for ip in masters]
+    return Mesh(endpoints, stop=stop, on_members=remember)
+
+
+class Client:
+    """A unix socket that carries each connection to a living master."""
+
+    def __init__(self, settings: Settings, stop: threading.Event, say: Say) -> None:
+        self.settings, self._stop, self._say = settings, stop, say
+        self.pump = Pump(stop)
+        self._masters: tuple[HostPort, ...] = ()  # the living ones first; replaced by thread ping
+
+    def start(self) -> str:
+        seeds = tuple(HostPort(ip, self.settings.api_port) for ip in known_masters(self.settings))
+        self._say(f"waiting for a master ({', '.join(map(str, seeds))})")
+        self._masters = seeds
+        backoff = Backoff()
+        while not self._ping():
+            if backoff.wait(self._stop):
+                raise Unavailable("stopped before a master answered")
+        path = self.settings.socket
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            listener = UnixListener(path, self._accepted)
+        except OSError as e:
+            raise Usage(f"cannot listen at {path}: {e.strerror}; see --socket") from e
+        os.chmod(path, 0o660)
+        self.pump.start()
+        self.pump.listen(listener)
+        spawn("ping", self._watch, self._stop)
+        return f"docker -H unix://{path} now reaches {len(self._masters)} masters"
+
+    def step(self) -> None:
+        """Nothing is due: thread ping and the pump do the work."""
+
+    def close(self) -> None:
+        self.pump.stop()
+        with contextlib.suppress(OSError):
+            os.unlink(self.settings.socket)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(STEP_S):
+            self._ping()
+
+    def _ping(self) -> bool:
+        """Put the masters that answer first; return whether one does."""
+        answers = gather({str(m): functools.partial(ask_status, m) for m in self._masters})
+        living = [m for m in self._masters if not isinstance(answers[str(m)], Exception)]
+        known = dict.fromkeys([*living, *self._masters])
+        for master in living:
+            for row in answers[str(master)]["masters"]:
+                known.setdefault(HostPort(row["ip"], self.settings.api_port))
+        self._masters = tuple(known)
+        return bool(living)
+
+    def _accepted(self, sock: socket.socket, _peer: Any, _listener: LinkListener) -> None:
+        first, *others = [Target(m) for m in self._masters]
+        self.pump.dial(sock, first, others=others, on_refusal=answer_no_master)
+
+
+def answer_no_master(sock: socket.socket, why: str) -> None:
+    """Tell a docker client that no master answers. Thread: pump."""
+    body = dump_json({"message": f"no arpanet master answers ({why}); try: arpanet master status"})
+    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    say_and_close(sock, head.encode() + body)
+
+
+def ask_status(master: HostPort, timeout_s: float = 1.0) -> dict[str, Any]:
+    """Return a master's report. Raises OSError, EngineError."""
+    report = http_json(master, "GET", "/arpanet/status", timeout_s)
+    if not isinstance(report, dict) or "masters" not in report:
+        raise OSError(f"{master} is no arpanet master")
+    return report
+
+
+class Master:
+    """Keeps this machine's etcd, its lease, and the Docker API."""
+
+    def __init__(self, settings: Settings, stop: threading.Event, say: Say) -> None:
+        self.settings, self._stop, self._say = settings, stop, say
+        place = MemberPlace(
+            settings.ip,
+            settings.hostname,
+            Path(settings.state_dir),
+            Path(settings.log_dir),
+            settings.etcd_port,
+            settings.etcd_peer_port,
+        )
+        self.member = EtcdMember(place, stop=stop, say=say)
+        self.pump = Pump(stop)
+        self.hangups = HangupWatch(stop)
+        self.servers: list[ApiServer] = []
+
+    def start(self) -> str:
+        settings = self.settings
+        addresses = dict.fromkeys((settings.ip, "127.0.0.1"))
+        for address in addresses:
+            require_free_port(address, settings.api_port)
+        self._enter()
+        self._say("waiting for etcd to have a leader")
+        self.node = Node(settings, open_mesh(settings, (settings.ip,), self._stop), self._stop)
+        self.node.report = self.report
+        self.node.follow()
+        self._register()
+        self.pump.start()
+        spawn("hangup", self.hangups.run, self._stop)
+        for address in addresses:
+            endpoint = HostPort(address, settings.api_port)
+            server = ApiServer(endpoint, self.node, self.pump, self.hangups)
+            self.servers.append(server)
+            spawn(f"accept-{address}", server.serve_forever, self._stop)
+        return f"master {settings.hostname} answers: docker -H tcp://{settings.ip}:{settings.api_port} ps"
+
+    def _enter(self) -> None:
+        """Become a member of the mesh, or rejoin it. Raises Usage when it was not said which."""
+        peers = self.settings.peers
+        if self.member.place.has_data():
+            self.member.resume([p for p in peers if p != "boot"])
+        elif peers == ("boot",):
+            self.member.boot()
+        elif peers:
+            self.member.join(peers)
+        else:
+            raise Usage(
+                "say which masters to join: arpanet master start --peers IP[,IP…]; "
+                "the first one of all is started with --peers boot"
+            )
+
+    def step(self) -> None:
+        news = self.member.step()
+        if news:
+            log.info("etcd: %s", news)
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+        self.pump.stop()
+        if hasattr(self, "presence"):
+            self.presence.stop()
+        if hasattr(self, "node"):
+            self.node.mesh.close()
+        self.member.stop()
+
+    def report(self) -> dict[str, Any]:
+        """Return what master status shows. Thread: api-N."""
+        view = self.node.view
+        count = collections.Counter(c.host for c in view.containers.values())
+        running = collections.Counter(c.host for c in view.containers.values() if c.running)
+        names = {m.ip: m for m in view.masters.values()}
+        masters = [
+            {
+                "name": row.name,
+                "ip": row.ip,
+                "leader": row.leader,
+                "learner": row.learner,
+                "answers": row.answers and row.ip in names,
+                "etcd": row.version,
+                "version": names[row.ip].version if row.ip in names else "",
+            }
+            for row in self.member.status()
+        ]
+        hosts = [
+            {
+                "name": h.name,
+                "ip": h.ip,
+                "alive": h.name in view.alive,
+                "version": h.version,
+                "engine": h.engine.get("version", ""),
+                "containers": count[h.name],
+                "running": running[h.name],
+            }
+            for _, h in sorted(view.hosts.items())
+        ]
+        return {"version": __version__, "masters": masters, "hosts": hosts}
+
+    def _register(self) -> None:
+        """Show this master to the others. Raises Conflict when another machine has its name."""
+        settings = self.settings
+        row = {
+            "ip": settings.ip,
+            "api_port": settings.api_port,
+            "version": __version__,
+            "machine": machine_id(settings),
+        }
+        self.presence = Lease(
+            self.node.mesh,
+            {key_of("masters", settings.hostname): dump_json(row)},
+            stop=self._stop,
+            ttl_s=max(10, int(settings.lease_s)),
+            is_same_owner=same_machine,
+        )
+        self.presence.publish()
+        self.presence.start()
+        self.node.presence = self.presence
+        self.node.wait_view(self.node.mesh.read_revision())
+
+
+def same_machine(mine: bytes, found: bytes) -> bool:
+    """Return whether two rows were written by one machine."""
+    return bool(json.loads(mine)["machine"] == json.loads(found).get("machine"))
+
+
+# ==== CLI =====================================================================
+# What a person types. A daemon is forked before any thread runs, and the one who
+# typed start waits on a pipe until it answers.
+
+PIPE_WORDS = ("SAY", "READY", "ERROR")
+
+
+class LockHeld(Conflict):
+    """The daemon runs already."""
+
+
+def lock_path(settings: Settings, role: str) -> str:
+    return os.path.join(settings.run_dir, f"{role}.pid")
+
+
+def take_lock(path: str) -> int:
+    """Return the descriptor of a lock file that holds our pid. Raises LockHeld, Usage."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as e:
+        raise Usage(f"cannot write {path}: {e.strerror}; run it as root (sudo)") from e
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = os.read(fd, 32).decode().strip()
+        os.close(fd)
+        raise LockHeld(f"it runs already, as process {pid}") from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def lock_holder(path: str) -> int:
+    """Return the process that holds a lock file, 0 if none does; the lock is trusted, not the pid."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return 0
+    except OSError:
+        return int(os.read(fd, 32) or 0)
+    finally:
+        os.close(fd)
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd about our state, if it started us. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")  # noqa: TID251 (systemd's own protocol)
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.sendto(state.encode(), address.replace("@", "\0", 1))
+
+
+class Herald:
+    """Tells the one who typed start how far the daemon is."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd  # None in the foreground
+
+    def say(self, text: str) -> None:
+        log.info("%s", text)
+        notify_systemd(f"STATUS={text}")
+        self._write("SAY", text)
+
+    def ready(self, text: str) -> None:
+        log.info("%s", text)
+        notify_systemd(f"READY=1\nSTATUS={text}")
+        self._write("READY", text)
+
+    def fail(self, error: ArpanetError) -> None:
+        notify_systemd(f"STATUS={error}")
+        self._write("ERROR", f"{error.exit_code} {error}")
+
+    def _write(self, word: str, text: str) -> None:
+        if self._fd is None:
+            return
+        with contextlib.suppress(OSError):  # nobody waits any longer
+            os.write(self._fd, f"{word} {' '.join(text.split())}\n".encode())
+        if word != "SAY":
+            os.close(self._fd)
+            self._fd = None
+
+
+def run_daemon(
+    make: Callable[[threading.Event, Say], Daemon], role: str, settings: Settings, herald: Herald
+) -> int:
+    """Run a daemon until a signal; return the exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    daemon = None
+    try:
+        lock = take_lock(lock_path(settings, role))
+        daemon = make(stop, herald.say)
+        herald.ready(daemon.start())
+        while not stop.wait(STEP_S):
+            daemon.step()
+        log.info("stopping")
+        notify_systemd("STOPPING=1")
+    except ArpanetError as e:
+        if stop.is_set() and daemon:
+            log.info("stopped while starting: %s", e)
+        else:
+            herald.fail(e)
+            raise
+    finally:
+        stop.set()
+        if daemon:
+            daemon.close()
+    log.info("stopped")
+    os.close(lock)
+    return 0
+
+
+def detach(log_path: str) -> int | None:
+    """Fork a daemon. Return the pipe's end for its Herald in the daemon, None in the parent's place.
+
+    The parent waits, tells what it hears, and exits.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        os.waitpid(child, 0)
+        listen_to_daemon(reading, log_path)
+    os.close(reading)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    os.umask(0o022)
+    null = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    for source, descriptor in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(source, descriptor)
+    return writing
+
+
+def listen_to_daemon(fd: int, log_path: str) -> NoReturn:
+    """Print what the daemon says; exit when it is ready, has failed, or died."""
+    with open(fd, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            word, _, text = line.rstrip("\n").partition(" ")
+            if word == "SAY":
+                print_remark(text)
+            elif word == "READY":
+                print_line(text)
+                leave_process(0)
+            elif word == "ERROR":
+                code, _, message = text.partition(" ")
+                print_remark(message)
+                leave_process(int(code))
+    print_remark(f"the daemon died before it was ready; see {log_path}")
+    leave_process(1)
+
+
+def leave_process(code: int) -> NoReturn:
+    """Exit the process that waited for its daemon."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def print_line(text: str) -> None:
+    """Print a result."""
+    sys.stdout.write(text + "\n")
+
+
+def print_remark(text: str) -> None:
+    """Print a remark for the person, not part of the result."""
+    sys.stderr.write(f"arpanet: {text}\n")
+    sys.stderr.flush()
+
+
+def print_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows in columns; the first is the head."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))]
+    for row in texts:
+        line = "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print_line(line.rstrip())
+
+
+def set_up_logging(level: str) -> None:
+    """Log to stderr, each line with its thread."""
+    handler = logging.StreamHandler()
+    layout = "%(asctime)s %(levelname)s %(threadName)s: %(message)s"
+    handler.setFormatter(logging.Formatter(layout))
+    log.addHandler(handler)
+    log.setLevel(level)
+
+
+MAKERS: Mapping[str, Callable[[Settings, threading.Event, Say], Daemon]] = {
+    "master": Master,
+    "slave": Slave,
+    "client": Client,
+}
+
+
+def start_role(role: str, settings: Settings, foreground: bool) -> int:
+    """Start a daemon, in the foreground or detached; return the exit code."""
+    if role != "client" or not settings.masters:
+        settings = with_ip(role, settings)
+    holder = lock_holder(lock_path(settings, role))
+    if holder:
+        raise LockHeld(f"the {role} runs already, as process {holder}; see: arpanet {role} status")
+    herald = Herald(None)
+    if not foreground:
+        path = os.path.join(settings.log_dir, f"{role}.log")
+        try:
+            os.makedirs(settings.log_dir, exist_ok=True)
+            open(path, "ab").close()
+        except OSError as e:
+            raise Usage(f"cannot write {path}: {e.strerror}; run it as root (sudo)") from e
+        herald = Herald(detach(path))
+    set_up_logging(settings.log_level)
+    make = functools.partial(MAKERS[role], settings)
+    code = 1
+    try:
+        code = run_daemon(make, role, settings, herald)
+    except ArpanetError as e:
+        code = e.exit_code
+        if foreground:
+            raise
+        log.error("%s", e)
+    except Exception:
+        log.exception("internal error")
+    if not foreground:
+        leave_process(code)  # a daemon never returns into the command that made it
+    return code
+
+
+def with_ip(role: str, settings: Settings) -> Settings:
+    """Return the settings with this machine's address; the choice is said. Raises Usage."""
+    chosen = choose_ip(settings.ip, local_addresses()) if role != "client" else settings.ip
+    if chosen != settings.ip:
+        print_remark(f"ARPANET_IP is {chosen}, the one private address of this machine")
+    return dataclasses.replace(settings, ip=chosen)
+
+
+def stop_role(role: str, settings: Settings) -> int:
+    """Stop a daemon and wait until it has ended; return the exit code. Raises Unavailable."""
+    path = lock_path(settings, role)
+    holder = lock_holder(path)
+    if not holder:
+        print_remark(f"the {role} does not run")
+        return 0
+    try:
+        os.kill(holder, signal.SIGTERM)
+    except PermissionError as e:
+        raise Usage(f"process {holder} is not yours; run it as root (sudo)") from e
+    deadline = time.monotonic() + 30
+    pause = threading.Event()
+    while lock_holder(path) == holder:
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"process {holder} has not stopped after 30 s; see {settings.log_dir}"
+            )
+        pause.wait(0.05)
+    print_line(f"{role} stopped")
+    return 0
+
+
+def find_master(settings: Settings) -> HostPort:
+    """Return a master that answers. Raises Unavailable that names those asked."""
+    own = [HostPort("127.0.0.1", settings.api_port)]
+    try:
+        known = [HostPort(ip, settings.api_port) for ip in known_masters(settings)]
+    except Usage:
+        known = []
+    causes = []
+    for master in [*own, *known] if not settings.masters else [*known, *own]:
+        try:
+            ask_status(master, 3.0)
+        except (OSError, ArpanetError) as e:
+            causes.append(f"{master}: {e}")
+        else:
+            return master
+    raise MeshDown(
+        f"no master answers ({'; '.join(causes)}); start one: arpanet master start, "
+        "or say where they are: ARPANET_MASTERS=IP,IP"
+    )
+
+
+def show_master(settings: Settings, as_json: bool) -> int:
+    """Print masters and hosts; return 0 when all are well, 1 when some are not."""
+    master = find_master(settings)
+    report = ask_status(master, 10.0)
+    well = all(m["answers"] for m in report["masters"]) and all(h["alive"] for h in report["hosts"])
+    if as_json:
+        print_line(json.dumps(report, indent=2))
+        return 0 if well else 1
+    rows: list[Sequence[Any]] = [("MASTER", "ADDRESS", "STATE", "ROLE", "ARPANET", "ETCD")]
+    for m in report["masters"]:
+        role = "leader" if m["leader"] else "learner" if m["learner"] else "member"
+        state = "answers" if m["answers"] else "down"
+        rows.append((m["name"] or "-", m["ip"], state, role, m["version"] or "-", m["etcd"] or "-"))
+    print_table(rows)
+    print_line("")
+    rows = [("HOST", "ADDRESS", "STATE", "CONTAINERS", "RUNNING", "ARPANET", "ENGINE")]
+    for h in report["hosts"]:
+        state = "up" if h["alive"] else "down"
+        rows.append(
+            (h["name"], h["ip"], state, h["containers"], h["running"], h["version"], h["engine"])
+        )
+    print_table(rows)
+    return 0 if well else 1
+
+
+def show_slave(settings: Settings, as_json: bool) -> int:
+    """Print what this machine's slave does; return 0 when it is on the network."""
+    if not lock_holder(lock_path(settings, "slave")):
+        raise Unavailable("the slave does not run; start it: arpanet slave start")
+    settings = dataclasses.replace(settings, ip=choose_ip(settings.ip, local_addresses()))
+    try:
+        report = http_json((settings.ip, settings.agent_port), "GET", "/status", 5.0)
+    except OSError as e:
+        raise Unavailable(
+            f"the slave does not answer ({e}); see {settings.log_dir}/slave.log"
+        ) from e
+    if as_json:
+        print_line(json.dumps(report, indent=2))
+    else:
+        show_slave_report(report)
+    return 0 if report["registered"] else 1
+
+
+def show_slave_report(report: Mapping[str, Any]) -> None:
+    """Print a slave's report for a person."""
+    state = "on the network" if report["registered"] else "not on the network at the moment"
+    print_line(f"{report['host']} ({report['ip']}) is {state}")
+    print_line(f"masters: {', '.join(report['masters']) or 'none'}")
+    print_line(f"engine: {report['engine'].get('version', 'unknown')}")
+    print_line(f"containers: {report['containers']}, running: {report['running']}")
+    if report["links"]:
+        rows: list[Sequence[Any]] = [
+            ("LINK", "TARGET", "OPEN", "CONNECTIONS", "FAILED", "SENT", "RECEIVED")
+        ]
+        for address, f in sorted(report["links"].items()):
+            figures = (
+                f["open"],
+                f["connections"],
+                f["failed"],
+                f["bytes_to_target"],
+                f["bytes_from_target"],
+            )
+            rows.append((address, f["target"], *figures))
+        print_table(rows)
+
+
+def show_client(settings: Settings, as_json: bool) -> int:
+    """Print whether this machine's client runs; return 0 when it does."""
+    holder = lock_holder(lock_path(settings, "client"))
+    if as_json:
+        print_line(json.dumps({"running": bool(holder), "pid": holder, "socket": settings.socket}))
+    if not holder:
+        raise Unavailable("the client does not run; start it: arpanet client start")
+    if not as_json:
+        print_line(f"docker -H unix://{settings.socket} reaches a living master (process {holder})")
+    return 0
+
+
+def leave_network(settings: Settings, host: str, forget: bool) -> int:
+    """Take a host off the network for good; return the exit code. Raises Conflict, Unavailable."""
+    name = host or settings.hostname
+    if name == settings.hostname:
+        stop_role("slave", settings)
+    stop = threading.Event()
+    mesh = open_mesh(settings, [find_master(settings).host], stop)
+    try:
+        if mesh.read(key_of("alive", name)):
+            raise Conflict(f"host {name} is alive; type on it: arpanet slave leave")
+        if not mesh.read(key_of("hosts", name)):
+            raise NotFound(f"there is no host {name}; see: arpanet master status")
+        forget_host(mesh, name, forget)
+    finally:
+        stop.set()
+        mesh.close()
+    print_line(
+        f"host {name} has left; its containers run on, unseen"
+        + ("" if forget else ", its volumes stay reserved for it")
+    )
+    return 0
+
+
+def forget_host(mesh: Mesh, name: str, volumes: bool) -> None:
+    """Delete what the mesh has of a host, its names and, if asked, its volumes."""
+    mesh.delete_prefix(key_of("containers", name, ""))
+    for table in ("names", "volumes") if volumes else ("names",):
+        for entry in mesh.read_prefix(key_of(table, ""))[1]:
+            if json.loads(entry.value).get("host") == name:
+                mesh.delete(entry.key, value=entry.value)
+    mesh.delete(key_of("hosts", name))
+
+
+def run_docker(settings: Settings, arguments: Sequence[str]) -> int:
+    """Become the docker client, at a master that answers. Raises Unavailable, Usage."""
+    master = find_master(settings)
+    try:
+        os.execvp("docker", ["docker", "-H", f"tcp://{master}", *arguments])
+    except OSError as e:
+        raise Usage(f"cannot run docker: {e.strerror}; try: apt-get install docker.io") from e
+
+
+VERBS = {
+    ("master", "start"): "Start a master: an etcd member and the Docker API",
+    ("master", "stop"): "Stop this machine's master; it stays a member",
+    ("master", "status"): "Show masters and hosts; exit code 0 when all are well",
+    ("slave", "start"): "Put this machine's Docker Engine on the network",
+    ("slave", "stop"): "Stop this machine's slave; its containers run on",
+    ("slave", "status"): "Show what this machine's slave does",
+    ("slave", "leave"): "Take a host off the network for good",
+    ("client", "start"): "Offer a unix socket that always reaches a living master",
+    ("client", "stop"): "Stop this machine's client",
+    ("client", "status"): "Show whether this machine's client runs",
+}
+ROLES = {
+    "master": "An equal among the masters: three or more, any may stop",
+    "slave": "A Docker host of the network",
+    "client": "A local Docker endpoint that finds a living master",
+}
+EXAMPLES = """\
+the first three commands:
+  h1$ sudo arpanet master start --peers boot
+  h2$ sudo arpanet master start --peers 192.168.8.120
+  h1$ sudo arpanet slave start           (on each Docker host)
+then, from anywhere:
+  $ docker -H tcp://192.168.8.120:8791 run -d --name db redis
+
+Each setting is a flag, a variable, or a line of /etc/arpanet/arpanet.env.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="arpanet",
+        description="Many Docker hosts answer as one.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"arpanet {__version__}")
+    roles = parser.add_subparsers(dest="role", metavar="COMMAND", required=True)
+    for role, meaning in ROLES.items():
+        verbs = roles.add_parser(role, help=meaning, description=meaning).add_subparsers(
+            dest="verb", metavar="VERB", required=True
+        )
+        for (owner, verb), words in VERBS.items():
+            if owner == role:
+                add_flags(verbs.add_parser(verb, help=words, description=words), role, verb)
+    words = "Run the docker client against a living master"
+    docker = roles.add_parser("docker", help=words, description=words)
+    docker.add_argument("arguments", nargs=argparse.REMAINDER, help="What docker gets")
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
+    """Add the flags of a verb: the settings that it reads, and its own."""
+    if verb == "start":
+        parser.add_argument("--foreground", action="store_true", help="Stay, as systemd wants it")
+    if verb == "status":
+        parser.add_argument("--json", action="store_true", help="Print JSON")
+    if verb == "leave":
+        parser.add_argument(
+            "--host", default="", metavar="NAME", help="A dead host (default: this one)"
+        )
+        parser.add_argument("--forget", action="store_true", help="Let go of its volumes too")
+    for row in SETTINGS:
+        if role in row.roles and (verb == "start" or row.name in ASKED):
+            text = f"{row.help} [{row.variable}]"
+            parser.add_argument(row.flag, dest=f"set_{row.name}", metavar=row.metavar, help=text)
+
+
+ASKED = ("ip", "masters", "hostname", "api_port", "agent_port", "etcd_port", "run_dir", "state_dir")
+
+
+def run_command(options: argparse.Namespace, settings: Settings) -> int:
+    """Do what was typed; return the exit code."""
+    if options.role == "docker":
+        return run_docker(settings, options.arguments)
+    if options.verb == "start":
+        return start_role(options.role, settings, options.foreground)
+    if options.verb == "stop":
+        return stop_role(options.role, settings)
+    if options.verb == "leave":
+        return leave_network(settings, options.host, options.forget)
+    show = {"master": show_master, "slave": show_slave, "client": show_client}[options.role]
+    return show(settings, options.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; return its exit code. The only place that prints an error."""
+    options = build_parser().parse_args(arguments)
+    flags = {k.removeprefix("set_"): v for k, v in vars(options).items() if k.startswith("set_")}
+    environment = os.environ  # noqa: TID251 (the one place that reads it)
+    try:
+        settings = read_settings(flags, environment, read_env_file(), socket.gethostname())
+        return run_command(options, settings)
+    except ArpanetError as e:
+        print_remark(str(e))
+        return e.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 141
+    except Exception as e:
+        log.debug("internal error", exc_info=True)
+        print_remark(f"internal error: {e!r}; please report it")
+        return 70
+
+
+if __name__ == "__main__":
+    sys.exit(main())
