@@ -1,0 +1,495 @@
+#!/bin/sh
+# Install arpanet, and what it needs, on one Debian or Ubuntu machine: ./bootstrap.sh --help
+#
+# Works from a checkout and from a pipe. A second run changes and restarts nothing. What is downloaded is checked
+# before anything changes, and everything is a function that the last line calls: half a download runs nothing.
+set -eu
+
+BIN=/usr/local/bin/arpanet
+ETC=/etc/arpanet
+UNITS=/etc/systemd/system
+CACHE=/var/cache/arpanet
+LOGS=/var/log/arpanet
+# The directories in which services look for commands, so the Python that they find is the one to build for.
+SERVICE_PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+usage() {
+    cat <<'HELP'
+Install arpanet, and what it needs, on one Debian or Ubuntu machine.
+
+  sudo ./bootstrap.sh --start                      arpanet on this machine alone: a master and a slave
+  sudo ./bootstrap.sh --start --peers 192.168.8.120       a master and a slave that join a running arpanet
+  sudo ./bootstrap.sh --role slave --masters 192.168.8.120,192.168.8.121     a slave only
+  wget -qO- URL/bootstrap.sh | sudo sh -s -- --url URL/arpanet.pex --start
+
+From a checkout arpanet.pex is built (needs a package index for pip); with --url it is fetched.
+
+Option            Variable                 What it does
+--start                                    Install and start a master and a slave (--role both, --peers boot)
+--role ROLE       ARPANET_ROLE             Services to enable and start: master, slave, both or none (default: none)
+--peers P         ARPANET_PEERS            For a master: boot if it is the first one, else addresses of masters
+--masters IP,...  ARPANET_MASTERS          For a slave on a machine without a master: addresses of masters
+--ip IP           ARPANET_IP               This machine's address for the others (default: its one private address)
+--url URL         ARPANET_URL              Take arpanet.pex from there: https, file, a path; http with --sha256
+--sha256 HEX      ARPANET_SHA256           Its checksum (default: what URL.sha256 says)
+--no-start        ARPANET_NO_START=1       Enable, but start nothing
+--skip-packages   ARPANET_SKIP_PACKAGES=1  Install no Debian package; what is needed must be there
+--dry-run         ARPANET_DRY_RUN=1        Say what would be done, change nothing
+--uninstall                                Remove arpanet; keep its settings, its data, Docker and etcd
+--purge                                    With --uninstall: remove its settings and its data too
+-h, --help                                 Show this
+
+sudo drops variables and keeps options. Settings go to /etc/arpanet/arpanet.env once; from then on that file is yours.
+HELP
+}
+
+say()  { echo "bootstrap.sh: $*"; }
+warn() { echo "bootstrap.sh: warning: $*" >&2; }
+die()  { echo "bootstrap.sh: $*" >&2; exit 1; }
+usage_error() { echo "bootstrap.sh: $*; try: ./bootstrap.sh --help" >&2; exit 2; }
+have() { command -v "$1" >/dev/null 2>&1; }
+# Everything that is started gets no standard input (it may be this script) and not our lock (it may outlive us).
+alone() { "$@" </dev/null 9>&-; }
+quietly() { alone "$@" >/dev/null 2>&1; }
+# run COMMAND...: what changes the machine goes through here, through put or through install_packages.
+run()  { if [ "$dry_run" = 1 ]; then echo "would run: $*"; else alone "$@"; fi; }
+systemd_runs() { [ -d /run/systemd/system ]; }
+wants() { [ "$role" = "$1" ] || [ "$role" = both ]; }
+
+# ---- before anything is changed ---------------------------------------------------------------------------------
+
+parse() {
+    url=${ARPANET_URL:-} sum=${ARPANET_SHA256:-} role=${ARPANET_ROLE:-none}
+    peers=${ARPANET_PEERS:-} masters=${ARPANET_MASTERS:-} address=${ARPANET_IP:-}
+    no_start=${ARPANET_NO_START:-0} skip_packages=${ARPANET_SKIP_PACKAGES:-0} dry_run=${ARPANET_DRY_RUN:-0}
+    start=0 uninstall=0 purge=0
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --url|--sha256|--role|--peers|--masters|--ip)
+                [ $# -gt 1 ] || usage_error "$1 needs a value"
+                case $1 in
+                    --url) url=$2;; --sha256) sum=$2;; --role) role=$2;;
+                    --peers) peers=$2;; --masters) masters=$2;; --ip) address=$2;;
+                esac
+                shift;;
+            --start) start=1;;
+            --no-start) no_start=1;;
+            --skip-packages) skip_packages=1;;
+            --dry-run) dry_run=1;;
+            --uninstall) uninstall=1;;
+            --purge) purge=1;;
+            -h|--help) usage; exit 0;;
+            *) usage_error "unknown option $1";;
+        esac
+        shift
+    done
+    [ "$start" = 0 ] || { [ "$role" != none ] || role=both; [ -n "$peers" ] || peers=boot; }
+    check_options
+}
+
+check_options() {
+    case $role in master|slave|both|none) ;; *) usage_error "--role is master, slave, both or none, not $role";; esac
+    case $peers in boot) ;; *[!0-9.,]*) usage_error "--peers is boot or addresses of masters, not $peers";; esac
+    case $masters in *[!0-9.,]*) usage_error "--masters is addresses of masters, not $masters";; esac
+    case $address in *[!0-9.]*) usage_error "--ip is an IPv4 address, not $address";; esac
+    case $sum in *[!0-9a-f]*) usage_error "--sha256 is 64 digits of 0-9 and a-f, not $sum";; esac
+    [ "$purge" = 0 ] || [ "$uninstall" = 1 ] || usage_error "--purge goes with --uninstall"
+}
+
+require_root() {
+    [ "$(id -u)" = 0 ] || [ "$dry_run" = 1 ] || die "this changes the machine and needs root: sudo ./bootstrap.sh"
+}
+
+# Says what is wrong with this machine or this command line, and sets packages, address and the like.
+preflight() {
+    [ "$(uname -s)" = Linux ] || die "arpanet runs on Linux, and this is $(uname -s)"
+    case $(uname -m) in x86_64|aarch64) ;; *) die "arpanet.pex is made for x86_64 and aarch64, and this is $(uname -m)";; esac
+    require_root
+    find_checkout
+    check_system
+    check_roles
+    check_url
+    find_address
+    list_packages
+    check_packages
+}
+
+# Sets checkout: the directory of this script if arpanet is to be built from it, else empty.
+find_checkout() {
+    checkout=
+    [ -z "$url" ] || return 0
+    case $0 in */bootstrap.sh|bootstrap.sh) checkout=$(cd "$(dirname "$0")" && pwd);; esac
+    if [ -z "$checkout" ] || [ ! -e "$checkout/build_zipapp.sh" ] || [ ! -e "$checkout/arpanet.py" ]; then
+        die "this is no checkout to build arpanet.pex from; say where it is: --url URL"
+    fi
+}
+
+check_system() {
+    os=unknown os_like='' os_version=''
+    if [ -r /etc/os-release ]; then
+        # shellcheck disable=SC1091
+        { os=$(. /etc/os-release; echo "${ID:-unknown}"); os_like=$(. /etc/os-release; echo "${ID_LIKE:-}")
+          os_version=$(. /etc/os-release; echo "${VERSION_ID:-}"); }
+    fi
+    case $os-$os_version in debian-9|debian-10|debian-11|ubuntu-1?.*|ubuntu-20.*)
+        have python3.10 || [ "$skip_packages" = 1 ] ||
+            die "arpanet needs Python 3.10: Debian 12, Ubuntu 22.04 or later, and this is $os $os_version";;
+    esac
+    python=$(PATH=$SERVICE_PATH command -v python3 || true)
+    [ -z "$python" ] || "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' </dev/null ||
+        die "arpanet needs Python 3.10 or later, and $python is $("$python" -V 2>&1)"
+}
+
+check_roles() {
+    if wants master; then
+        [ -n "$peers" ] || setting ARPANET_PEERS || usage_error "a master needs --peers: boot if it is the first one"
+        if systemd_runs && quietly systemctl is-active etcd.service; then
+            die "this machine's own etcd.service has the port 2379 that a master needs: systemctl disable --now etcd"
+        fi
+    elif wants slave; then
+        [ -n "$masters" ] || setting ARPANET_MASTERS || usage_error "a slave without a master needs --masters IP,..."
+    fi
+}
+
+# setting NAME: whether arpanet.env has it.
+setting() { grep -qs "^ *\(export \)\{0,1\}$1=." "$ETC/arpanet.env"; }
+
+check_url() {
+    case $url in
+        ''|https://*|file:///*|http://127.0.0.1[:/]*|http://localhost[:/]*) ;;
+        http://*) [ -n "$sum" ] || die "what comes over plain http can be changed on its way: say its --sha256, or use https";;
+        *://*) die "cannot fetch $url; give an https, http or file address, or a path";;
+        *) [ -e "$url" ] || die "there is no file $url";;
+    esac
+}
+
+# arpanet finds its address when the machine has one private one. A machine with none but the loopback can run alone.
+find_address() {
+    alone_here=0
+    [ -z "$address" ] && [ "$role" != none ] && ! setting ARPANET_IP || return 0
+    all=$(list_addresses)
+    private=$(echo "$all" | grep -E '^(10\.|192\.168\.|172\.(1[6-9]|2[0-9]|3[01])\.)' || true)
+    case $(echo "$private" | grep -c .) in
+        1) return 0;;
+        0)  [ -n "$all" ] || [ "$peers" != boot ] || { alone_here=1 address=127.0.0.1; return 0; }
+            say_address "no private address" "$all";;
+        *) say_address "several private addresses" "$private";;
+    esac
+}
+
+say_address() {
+    # shellcheck disable=SC2086
+    set -- "$1" $2
+    what=$1
+    shift
+    die "this machine has $what; say at which address the other machines reach it: --ip IP (it has: ${*:-none})"
+}
+
+# The addresses of this machine that are not Docker's and not loopback.
+list_addresses() {
+    if have ip; then
+        ip -4 -o addr show scope global | awk '$2 !~ /^(docker[0-9]|br-[0-9a-f]+$|veth|virbr)/ { sub("/.*", "", $4); print $4 }'
+    elif have hostname; then
+        hostname -I | tr ' ' '\n' | grep -E '^[0-9.]+$' || true
+    fi
+}
+
+# Sets packages: the Debian packages that bring what is missing here.
+list_packages() {
+    packages=
+    [ -n "$python" ] && "$python" -c 'import json' </dev/null 2>/dev/null || packages="$packages python3"
+    [ -z "$checkout" ] || { [ -n "$python" ] && "$python" -c 'import ensurepip, venv' </dev/null 2>/dev/null; } ||
+        packages="$packages python3-venv"
+    have dockerd || packages="$packages docker.io"
+    have etcd    || packages="$packages etcd-server"
+    have etcdctl || packages="$packages etcd-client"
+    have ip      || packages="$packages iproute2"
+    have iptables || packages="$packages iptables"
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || packages="$packages ca-certificates"
+    # without its parser dockerd starts no container on a kernel with AppArmor
+    [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" != Y ] || have apparmor_parser ||
+        packages="$packages apparmor"
+    packages=${packages# }
+    # Debian's etcd package starts an etcd of its own on 2379; one that we bring is switched off
+    brings_etcd=0
+    case $packages in *etcd-server*) brings_etcd=1;; esac
+}
+
+check_packages() {
+    [ -n "$packages" ] || return 0
+    [ "$skip_packages" = 0 ] || die "these packages, or what they bring, are missing: $packages"
+    case " $os $os_like " in *" debian "*|*" ubuntu "*) ;;
+        *) die "packages can be installed on Debian and Ubuntu, and this is $os; install the like of these: $packages";;
+    esac
+    have apt-get || die "there is no apt-get; install these: $packages"
+    case $packages in *docker.io*)
+        ! have dpkg-query || ! quietly dpkg-query -W docker-ce-cli containerd.io ||
+            die "Docker's own packages are here without the engine: apt-get install docker-ce";;
+    esac
+    free=$(df -Pk /var | awk 'NR == 2 { print $4 }')
+    [ "$free" -gt 700000 ] || die "packages need 700 MB free in /var, and $((free / 1000)) MB are"
+}
+
+lock() {
+    tmp=$(mktemp -d)
+    trap cleanup EXIT
+    trap 'exit 130' INT TERM HUP
+    [ "$dry_run" = 0 ] || return 0
+    mkdir -p /run
+    exec 9>/run/arpanet-bootstrap.lock
+    ! have flock || flock -n 9 || die "another bootstrap.sh is running"
+}
+
+# shellcheck disable=SC2317,SC2329  # called by trap
+cleanup() {
+    code=$?
+    [ "${masked:-0}" = 0 ] || quietly systemctl unmask etcd.service || true
+    rm -rf "$tmp"
+    exit "$code"
+}
+
+fetch() {  # fetch URL FILE
+    case $1 in
+        http://*|https://*)
+            if have curl; then alone curl -fsSL --retry 3 --connect-timeout 15 --proto '=http,https' -o "$2" "$1"
+            elif have wget; then alone wget -q --tries=3 --timeout=30 -O "$2" "$1"
+            else die "neither curl nor wget is here to fetch $1; nothing was changed"; fi;;
+        *) cp "${1#file://}" "$2";;
+    esac
+}
+
+fetch_pex() {
+    [ -n "$url" ] || return 0
+    if [ "$dry_run" = 1 ]; then echo "would fetch $url and check its sha256"; return; fi
+    say "fetching $url"
+    fetch "$url" "$tmp/arpanet.pex" || die "cannot fetch $url; nothing was changed"
+    if [ -z "$sum" ]; then
+        fetch "$url.sha256" "$tmp/sha256" || die "cannot fetch $url.sha256, say --sha256; nothing was changed"
+        sum=$(awk 'NR == 1 { print $1 }' "$tmp/sha256")
+    fi
+    real=$(sha256sum "$tmp/arpanet.pex" | cut -d' ' -f1)
+    [ "$sum" = "$real" ] || die "$url is not what it should be: sha256 $real instead of $sum; nothing was changed"
+}
+
+# ---- changes ----------------------------------------------------------------------------------------------------
+
+apt() {
+    alone env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l apt-get -y -qq -o DPkg::Lock::Timeout=300 \
+        -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0 "$@" >"$tmp/apt.log" 2>&1
+}
+
+install_packages() {
+    [ -n "$packages" ] || return 0
+    if [ "$dry_run" = 1 ]; then echo "would install: $packages"; return; fi
+    apt update || warn "apt-get update failed, going on with what it knew: $(tail -1 "$tmp/apt.log")"
+    # in Debian 13 the docker command is a package of its own
+    have docker || ! quietly apt-cache show docker-cli || packages="$packages docker-cli"
+    say "installing $packages"
+    [ "$brings_etcd" = 0 ] || mask_etcd
+    # shellcheck disable=SC2086
+    apt install --no-install-recommends --no-remove $packages || { tail -20 "$tmp/apt.log" >&2; die "apt-get could not install: $packages"; }
+    [ "$brings_etcd" = 0 ] || unmask_etcd
+    python=$(PATH=$SERVICE_PATH command -v python3) || die "there is still no python3"
+}
+
+# A service that is masked before its package comes is never started, not even for a moment.
+mask_etcd() {
+    [ ! -e "$UNITS/etcd.service" ] && have systemctl && quietly systemctl mask etcd.service || return 0
+    masked=1
+}
+
+unmask_etcd() {
+    if [ "${masked:-0}" = 1 ]; then
+        quietly systemctl unmask etcd.service
+        masked=0
+        quietly systemctl disable etcd.service || true
+    fi
+    systemd_runs || ! have service || { quietly service etcd stop; quietly update-rc.d etcd disable; } || true
+}
+
+# Builds in a copy: nothing of root's is left in the checkout.
+build_pex() {
+    [ -n "$checkout" ] || return 0
+    if [ "$dry_run" = 1 ]; then echo "would build arpanet.pex from $checkout"; return; fi
+    say "building arpanet.pex from $checkout"
+    mkdir -p "$CACHE/build"
+    (cd "$checkout" && cp arpanet.py requirements.txt build_zipapp.sh "$CACHE/build/")
+    alone env PYTHON="$python" sh "$CACHE/build/build_zipapp.sh" >"$tmp/build.log" 2>&1 ||
+        { tail -20 "$tmp/build.log" >&2; die "arpanet.pex could not be built; arpanet was not installed"; }
+    cp "$CACHE/build/dist/arpanet.pex" "$tmp/arpanet.pex"
+}
+
+# put MODE FILE: standard input becomes FILE, whole and at once, and changed=1 if that is news.
+put() {
+    if [ "$dry_run" = 1 ]; then echo "would write $2"; cat >/dev/null; return; fi
+    mkdir -p "$(dirname "$2")"
+    cat >"$2.arpanet-new"
+    chmod "$1" "$2.arpanet-new"
+    if cmp -s "$2.arpanet-new" "$2"; then rm -f "$2.arpanet-new"; else mv -f "$2.arpanet-new" "$2"; changed=1; fi
+}
+
+install_files() {
+    changed=0
+    if [ "$dry_run" = 1 ]; then echo "would write $BIN"; else install_pex; fi
+    if [ ! -e "$ETC/arpanet.env" ]; then
+        env_file | put 644 "$ETC/arpanet.env"
+    elif [ -n "$peers$masters$address" ]; then
+        say "$ETC/arpanet.env is kept as it is; settings are changed there"
+    fi
+    for r in master slave; do
+        unit "$r" >"$tmp/unit" || true
+        put 644 "$UNITS/arpanet-$r.service" <"$tmp/unit"
+    done
+}
+
+# The new file must run here before it replaces anything; this also unpacks it, so that the services start fast.
+install_pex() {
+    mkdir -p "$CACHE"
+    version=$(alone env PEX_ROOT="$CACHE/pex" "$python" "$tmp/arpanet.pex" --version 2>"$tmp/error") || {
+        tail -5 "$tmp/error" >&2
+        die "this arpanet.pex does not run with $("$python" -V) on $(uname -m); nothing was replaced"
+    }
+    put 755 "$BIN" <"$tmp/arpanet.pex"
+    say "$version is in $BIN"
+}
+
+env_file() {
+    echo "# Settings of arpanet on this machine, for all its roles. Written once; from now on this file is yours."
+    echo "# What there is to set: arpanet settings, and the README. The next start reads what is changed here."
+    [ -z "$address" ] || echo "ARPANET_IP=$address"
+    [ -z "$peers" ]   || echo "ARPANET_PEERS=$peers"
+    [ -z "$masters" ] || echo "ARPANET_MASTERS=$masters"
+}
+
+# unit ROLE
+unit() {
+    cat <<UNIT
+[Unit]
+Description=arpanet $1
+Wants=network-online.target
+After=network-online.target docker.service$([ "$1" = master ] || echo ' arpanet-master.service')
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+Environment=HOME=/root PEX_ROOT=$CACHE/pex
+ExecStart=$BIN $1 start --foreground
+Restart=on-failure
+RestartSec=2
+TimeoutStartSec=120
+TimeoutStopSec=30
+KillMode=mixed
+LimitNOFILE=65536
+TasksMax=infinity
+StateDirectory=arpanet
+CacheDirectory=arpanet
+LogsDirectory=arpanet
+RuntimeDirectory=arpanet
+RuntimeDirectoryPreserve=yes
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+}
+
+start_docker() {
+    if quietly docker version; then return; fi
+    if [ "$dry_run" = 1 ]; then echo "would start Docker"; return; fi
+    say "starting Docker"
+    if systemd_runs; then
+        quietly systemctl enable --now docker.service || true
+    elif ! { [ -x /etc/init.d/docker ] && quietly sh /etc/init.d/docker start && wait_for_docker 10; }; then
+        mkdir -p "$LOGS"
+        alone setsid dockerd >>"$LOGS/dockerd.log" 2>&1 &
+    fi
+    wait_for_docker 60 || die "Docker does not start; see: $(systemd_runs && echo journalctl -u docker || echo "$LOGS/dockerd.log")"
+}
+
+# wait_for_docker SECONDS
+wait_for_docker() {
+    left=$1
+    until quietly docker version; do
+        [ "$left" -gt 0 ] || return 1
+        left=$((left - 1))
+        sleep 1
+    done
+}
+
+services() {
+    if systemd_runs; then run systemctl daemon-reload; fi
+    [ "$role" != none ] || { restart_running; return; }
+    if systemd_runs; then
+        for r in master slave; do ! wants "$r" || run systemctl enable -q "arpanet-$r.service"; done
+    fi
+    [ "$no_start" = 0 ] || return 0
+    start_docker
+    for r in master slave; do ! wants "$r" || start_role "$r"; done
+}
+
+# What runs goes on with the new version.
+restart_running() {
+    [ "$changed" = 1 ] && [ "$no_start" = 0 ] && systemd_runs || return 0
+    for r in master slave; do run systemctl try-restart "arpanet-$r.service"; done
+}
+
+# start_role ROLE: it runs, with what is installed now, when this returns.
+start_role() {
+    if systemd_runs; then
+        [ "$changed" = 1 ] || ! quietly systemctl is-active "arpanet-$1.service" || return 0
+        say "starting arpanet-$1.service"
+        run systemctl restart "arpanet-$1.service" || {
+            alone journalctl -q -n 10 -o cat -u "arpanet-$1.service" >&2
+            die "the $1 does not start; see: journalctl -u arpanet-$1"
+        }
+    else
+        if quietly daemon "$1" status; then
+            [ "$changed" = 1 ] || return 0
+            run daemon "$1" stop
+        fi
+        run daemon "$1" start || die "the $1 does not start"
+    fi
+}
+
+# daemon ROLE VERB: as a service would be, without systemd.
+# shellcheck disable=SC2317,SC2329  # called through run and quietly
+daemon() { env PATH="$SERVICE_PATH" PEX_ROOT="$CACHE/pex" "$BIN" "$1" "$2"; }
+
+say_next() {
+    if [ "$role" = none ] || [ "$no_start" = 1 ]; then
+        say "done; next: sudo ./bootstrap.sh --start, or: arpanet --help"
+        return
+    fi
+    [ "$alone_here" = 0 ] || say "this machine has no address but 127.0.0.1, so no other machine can join (--ip IP changes that)"
+    say "done; next:"
+    if wants master; then echo "    docker -H tcp://127.0.0.1:8791 run --name hello busybox echo hi"
+    else echo "    docker -H tcp://${masters%%,*}:8791 info"; fi
+}
+
+remove() {
+    if systemd_runs; then
+        run systemctl disable --now arpanet-slave.service arpanet-master.service 2>/dev/null || true
+    fi
+    for r in slave master; do [ ! -x "$BIN" ] || ! quietly daemon "$r" status || run daemon "$r" stop || true; done
+    run rm -f "$BIN" "$UNITS/arpanet-master.service" "$UNITS/arpanet-slave.service"
+    run rm -rf "$CACHE"
+    if systemd_runs; then run systemctl daemon-reload; fi
+    if [ "$purge" = 1 ]; then run rm -rf "$ETC" /var/lib/arpanet "$LOGS" /run/arpanet
+    else say "kept: $ETC /var/lib/arpanet $LOGS (--purge removes them)"; fi
+    say "removed; containers, Docker and etcd stay"
+}
+
+main() {
+    parse "$@"
+    if [ "$uninstall" = 1 ]; then require_root; remove; return; fi
+    preflight
+    lock
+    fetch_pex
+    install_packages
+    build_pex
+    install_files
+    services
+    say_next
+}
+
+# In braces: a shell runs nothing of this line before it has seen its end.
+{ main "$@"; exit; }
