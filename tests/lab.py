@@ -48,7 +48,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 BASE = Path("/run/arpanet-lab")
 CACHE = Path(f"/var/tmp/arpanet-lab-{os.getuid()}")
-MARK = "ARPANET_LAB"  # in the environment of all that the lab starts
+MARK = "LAB_OF_HOSTS"  # in the environment of all that the lab starts
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PEX_ROOT = "/var/cache/arpanet/pex"  # inside a host; one directory for all hosts
 NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
@@ -98,7 +98,8 @@ class Process(NamedTuple):
 
     def answers_to(self, name: str) -> bool:
         """Return whether its comm, its program or its script has that name."""
-        return name == self.comm or name in [os.path.basename(word) for word in self.argv[:2]]
+        words = [word for word in self.argv if not word.startswith("-")][:2]
+        return name == self.comm or name in map(os.path.basename, words)
 
 
 def find_process(pid: int) -> Process | None:
@@ -243,7 +244,10 @@ def remove_cgroups(name: str, within_s: float = 5.0) -> None:
 
 
 def remove_lab(name: str) -> None:
-    """End all that is recorded of that lab and remove its cgroups and its directory."""
+    """End all that is recorded of that lab and remove its cgroups and its directory.
+
+    Raises LabError if something does not end. The caller has the lock.
+    """
     state = find_state(name)
     keepers = [*state.hosts, state.switch] if state else []
     for keeper in keepers:
@@ -601,7 +605,7 @@ def ask_engine(
 
 
 class HostProcess(subprocess.Popen[str]):
-    """A command on a host. A signal goes to the command, not to the nsenter that stands for it."""
+    """A command on a host. A signal goes to the command, not to what waits for it out here."""
 
     def find_command(self) -> Process | None:
         """Return the process on the host, as the machine sees it, None if it has ended."""
@@ -609,7 +613,7 @@ class HostProcess(subprocess.Popen[str]):
         return find_process(int(children[0])) if children else None
 
     def send_signal(self, sig: int) -> None:
-        """Send a signal to the command, or to nsenter while that has not started it."""
+        """Send a signal to the command, or to what starts it while that has not."""
         command = self.find_command()
         if command is None:
             super().send_signal(sig)
@@ -637,7 +641,9 @@ class Host:
         now = find_process(self.keeper_pid)
         if now is None or now.start != self.keeper_start:
             raise LabError(f"{self.name} is not up; try: lab.py down, then lab.py up")
-        return ["nsenter", "-t", str(self.keeper_pid), *NAMESPACES, "--"]
+        # nsenter's own fork stops itself when the command is stopped, and stays so; unshare's not
+        enter = ["nsenter", "-t", str(self.keeper_pid), *NAMESPACES, "--no-fork", "--"]
+        return [*enter, "unshare", "--fork", "--kill-child", "--"]
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the environment of a fresh login on the host, and extra."""
@@ -716,9 +722,10 @@ class Host:
 
     def _wait_engine(self, within_s: float) -> None:
         """Block until the engine answers. Raises LabError when it ended or within_s are over."""
-        deadline = time.monotonic() + within_s
+        began = time.monotonic()
+        deadline = began + within_s
         while not self.engine_answers():
-            dead = not self.pids("dockerd")
+            dead = time.monotonic() > began + 1 and not self.pids("dockerd")  # 1 s: to be exec'ed
             if dead or time.monotonic() > deadline or self._aborted.is_set():
                 tail = read_file(str(self.logs / "dockerd.log"))[-2000:]
                 why = "ended" if dead else "does not answer"
@@ -814,6 +821,11 @@ def host_addresses(hosts: int, client: bool) -> dict[str, str]:
     return {**names, "c1": f"{NETWORK}.{CLIENT}"} if client else names
 
 
+def hardware_address(ip: str) -> str:
+    """Return the MAC address of the host with that address."""
+    return ":".join(["02:00", *(f"{int(part):02x}" for part in ip.split("."))])
+
+
 class Lab:
     """Hosts on one machine. Make one with Lab.up or Lab.open; use up() in a `with`."""
 
@@ -857,15 +869,16 @@ class Lab:
         name = name or default_name()
         addresses = host_addresses(hosts, client)
         images = cached_images()
-        with locked():
-            lab = cls._start_keepers(name, addresses, logs)
+        lab: Lab | None = None
         try:
-            lab._catch_signals()
+            with locked(), uninterrupted():
+                lab = cls._start_keepers(name, addresses, logs)
+                lab._catch_signals()
             lab._make_hosts(pex)
             lab._start_engines(images)
         except BaseException:
-            lab._aborted.set()
-            lab.down()
+            if lab:
+                lab.down()
             raise
         return lab
 
@@ -904,8 +917,7 @@ class Lab:
         """Give every host its cable, its mounts and its addresses."""
         commands = ["link add name lab0 type bridge forward_delay 0 mcast_snooping 0"]
         for host in self.state.hosts:
-            last = int(host.ip.rpartition(".")[2])
-            peer = f"name eth0 address 02:00:c0:a8:08:{last:02x} netns {host.pid}"
+            peer = f"name eth0 address {hardware_address(host.ip)} netns {host.pid}"
             commands.append(f"link add name port-{host.name} type veth peer {peer}")
             commands.append(f"link set port-{host.name} master lab0 up")
         run_ip([*commands, "link set lab0 up"], self._enter_switch())
@@ -981,13 +993,29 @@ class Lab:
         """Return the host without an engine. Raises LabError if the lab has none."""
         return self["c1"]
 
-    def cut(self, name: str) -> None:
-        """Pull the cable of a host: its own addresses still work on it, nothing else does."""
-        run_ip([f"link set port-{self[name].name} down"], self._enter_switch())
+    def cut(self, name: str, other: str | None = None) -> None:
+        """Pull the cable of a host, or with other: let nothing through between those two."""
+        if other:
+            self._filter("-A", self[name], self[other])
+        else:
+            run_ip([f"link set port-{self[name].name} down"], self._enter_switch())
 
-    def heal(self, name: str) -> None:
-        """Plug the cable of a host in again."""
-        run_ip([f"link set port-{self[name].name} up"], self._enter_switch())
+    def heal(self, name: str, other: str | None = None) -> None:
+        """Undo a cut with the same names; harmless if there was none."""
+        if other:
+            self._filter("-D", self[name], self[other])
+        else:
+            run_ip([f"link set port-{self[name].name} up"], self._enter_switch())
+
+    def _filter(self, change: str, one: Host, other: Host) -> None:
+        """Add (-A) or delete (-D) the rules of the switch that part two hosts."""
+        for source, target in ((one, other), (other, one)):
+            rule = ["-s", hardware_address(source.ip), "-d", hardware_address(target.ip)]
+            for verb in ("-D", "-A")[: 1 + (change == "-A")]:  # never a rule twice
+                words = ["ebtables", verb, "FORWARD", *rule, "-j", "DROP"]
+                done = subprocess.run([*self._enter_switch(), *words], capture_output=True)
+                if done.returncode and verb == "-A":
+                    raise LabError(f"ebtables failed: {done.stderr.decode().strip()}")
 
     def cut_hosts(self) -> list[str]:
         """Return the names of the hosts whose cable is pulled."""
@@ -1018,15 +1046,17 @@ class Lab:
         with uninterrupted():
             self._aborted.set()
             with locked():
-                remove_lab(self.name)
+                if find_state(self.name) == self.state:  # else it was ended from outside
+                    remove_lab(self.name)
             for host in self._all.values():
                 host.end_popens()
             for keeper in self._keepers:
                 keeper.close()
             self._is_down = True
             atexit.unregister(self.down)
-        for sig, handler in self._handlers.items():
-            signal.signal(sig, handler)
+        if threading.current_thread() is threading.main_thread():
+            for sig, handler in self._handlers.items():
+                signal.signal(sig, handler)
 
 
 def raise_interrupt(sig: int, _frame: FrameType | None) -> NoReturn:
@@ -1102,14 +1132,14 @@ def cmd_sh(args: argparse.Namespace) -> NoReturn:
 
 
 def cmd_cut(args: argparse.Namespace) -> int:
-    """Pull a host's cable."""
-    Lab.open(args.name).cut(args.host)
+    """Pull a host's cable, or part two hosts."""
+    Lab.open(args.name).cut(args.host, args.other)
     return 0
 
 
 def cmd_heal(args: argparse.Namespace) -> int:
-    """Plug a host's cable in."""
-    Lab.open(args.name).heal(args.host)
+    """Undo cut."""
+    Lab.open(args.name).heal(args.host, args.other)
     return 0
 
 
@@ -1144,8 +1174,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands: list[tuple[str, Callable[[argparse.Namespace], int], str]] = [
         ("up", cmd_up, "Start hosts h1, h2, ... and a client c1"),
         ("sh", cmd_sh, "Run a command, or a shell, on a host"),
-        ("cut", cmd_cut, "Pull the cable of a host"),
-        ("heal", cmd_heal, "Plug the cable of a host in"),
+        ("cut", cmd_cut, "Pull the cable of a host, or part two hosts"),
+        ("heal", cmd_heal, "Undo cut"),
         ("status", cmd_status, "Show the hosts"),
         ("down", cmd_down, "End the lab and remove all of it"),
     ]
@@ -1159,6 +1189,8 @@ def build_parser() -> argparse.ArgumentParser:
             verb.add_argument("--no-client", dest="client", action="store_false", help="no c1")
         if name in ("sh", "cut", "heal"):
             verb.add_argument("host")
+        if name in ("cut", "heal"):
+            verb.add_argument("other", nargs="?")
         if name == "sh":
             verb.add_argument("command", nargs=argparse.REMAINDER)
     return parser
