@@ -312,32 +312,34 @@ def busybox_layer(busybox: Path) -> bytes:
     return buffer.getvalue()
 
 
+def image_config(config: dict[str, Any], diff_id: str, created: str) -> bytes:
+    """Return the JSON whose SHA-256 is the image's id. Source: image-spec v1.2 of moby."""
+    machine = platform.machine()
+    document = {
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine),
+        "os": "linux",
+        "created": created,  # of each image another, so that `docker images` has one order
+        "config": {**config, "Env": [f"PATH={PATH}"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
+        "history": [{"created": created, "comment": "made by the lab"}],
+    }
+    return json.dumps(document, sort_keys=True).encode()
+
+
 def images_tar(busybox: Path) -> bytes:
     """Return IMAGES in the form of `docker save`. Source: image-spec v1.2 of moby."""
     layer = busybox_layer(busybox)
     diff_id = hashlib.sha256(layer).hexdigest()
-    machine = platform.machine()
-    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
     manifest = []
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         add_entry(tar, diff_id, None, 0o755)
         add_entry(tar, f"{diff_id}/layer.tar", layer, 0o644)
-        for tag, config in IMAGES.items():
-            document = {
-                "architecture": architecture,
-                "os": "linux",
-                "created": "2020-01-01T00:00:00Z",
-                "config": {**config, "Env": [f"PATH={PATH}"]},
-                "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
-                "history": [{"created": "2020-01-01T00:00:00Z", "comment": "made by the lab"}],
-            }
-            raw = json.dumps(document, sort_keys=True).encode()
+        for number, (tag, config) in enumerate(IMAGES.items()):
+            raw = image_config(config, diff_id, created=f"2020-01-01T00:00:0{number}Z")
             name = f"{hashlib.sha256(raw).hexdigest()}.json"
             add_entry(tar, name, raw, 0o644)
-            manifest.append(
-                {"Config": name, "RepoTags": [tag], "Layers": [f"{diff_id}/layer.tar"]}
-            )
+            manifest.append({"Config": name, "RepoTags": [tag], "Layers": [f"{diff_id}/layer.tar"]})
         add_entry(tar, "manifest.json", json.dumps(manifest).encode(), 0o644)
     return buffer.getvalue()
 
@@ -383,7 +385,7 @@ class Orders(NamedTuple):
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """Put source on target by mount(2). Raises OSError that names the target."""
+    """Put source there, as mount(2) does. Raises OSError that names the target."""
     libc = ctypes.CDLL(None, use_errno=True)
     words = [source.encode(), target.encode(), kind.encode() or None]
     if libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None):
