@@ -2746,10 +2746,13 @@ class EngineReply:
         self.sock.setblocking(False)
         return buffered_bytes(self.response.fp)
 
-    def close(self) -> None:
-        """End the connection, also under a thread that reads from it."""
+    def cut(self) -> None:
+        """End the connection under the thread that reads from it. Thread: any."""
         with contextlib.suppress(OSError):  # it may have ended already
             self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the connection. Thread: the one that reads from it."""
         self.response.close()
         self.sock.close()
 
@@ -4016,7 +4019,7 @@ class Call:
     def send(self, engine: Engine, target: str) -> EngineReply:
         """Return an engine's answer to this request at another path; it ends when the client goes."""
         reply = engine.send(self.method, target, self.engine_headers(), self.body)
-        self.on_hangup(reply.close)
+        self.on_hangup(reply.cut)
         return reply
 
 
@@ -4184,7 +4187,7 @@ def open_streams(call: Call, view: View, target: str) -> list[HostEvents]:
             except ArpanetError as e:
                 failures.append(e)
         else:
-            call.on_hangup(reply.close)
+            call.on_hangup(reply.cut)
             streams.append(HostEvents(host, reply))
     if not streams:
         raise failures[0]
