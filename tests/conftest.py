@@ -1,16 +1,25 @@
-"""What every test may use."""
+"""What every test may use: waiting, and a lab with the built PEX on three hosts."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from lab import Lab, leftovers
 
 T = TypeVar("T")
 
+ROOT = Path(__file__).parent.parent
+FAILED = Path(__file__).parent / "lab" / "failed"
+HOSTS = ("h1", "h2", "h3")
 POLL_S = 0.1
 
 
@@ -27,3 +36,82 @@ def eventually(what: str, probe: Callable[[], T], within_s: float = 30.0) -> T:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {within_s:g} s: {what}; last: {error}") from error
         threading.Event().wait(POLL_S)
+
+
+@pytest.fixture(scope="session")
+def root_only() -> None:
+    """Skip what needs root, or fail where the lab is required."""
+    if os.getuid():
+        if os.environ.get("ARPANET_LAB") == "required":
+            pytest.fail("ARPANET_LAB=required, and this is not root")
+        pytest.skip("the lab needs root: sudo tests/run")
+
+
+@pytest.fixture(scope="session")
+def pex(root_only: None) -> Path:  # noqa: ARG001
+    """Return the built dist/arpanet.pex, which the lab's hosts run: never the source tree."""
+    subprocess.run([ROOT / "build_zipapp.sh"], check=True, timeout=300)
+    return ROOT / "dist" / "arpanet.pex"
+
+
+@pytest.fixture(scope="module")
+def lab(
+    pex: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lab]:
+    """Yield three hosts with engines and the PEX, nothing of arpanet running yet.
+
+    A traceback in any log fails the module; a failed module keeps its logs in tests/lab/failed.
+    """
+    name = f"t{os.getpid()}"
+    logs = tmp_path_factory.mktemp("logs")
+    before = request.session.testsfailed
+    with Lab.up(hosts=3, name=name, pex=pex, logs=logs) as made:
+        yield made
+    assert leftovers(name) == []
+    faults = scan_logs(logs)
+    if faults or request.session.testsfailed > before:
+        shutil.copytree(logs, FAILED / request.module.__name__, dirs_exist_ok=True)
+    assert not faults, "\n".join(faults)
+
+
+@pytest.fixture(scope="module")
+def net(lab: Lab) -> Lab:
+    """Return the lab with a master and a slave on each host."""
+    start_all(lab)
+    return lab
+
+
+def scan_logs(logs: Path) -> list[str]:
+    """Return the lines of all arpanet logs that no user should ever cause."""
+    bad = re.compile(r"Traceback|internal error|ended by a fault")
+    return [
+        f"{path.parent.name}/{path.name}: {line}"
+        for path in sorted(logs.glob("*/*.log"))
+        if path.name in ("master.log", "slave.log", "client.log")
+        for line in path.read_text(errors="replace").splitlines()
+        if bad.search(line)
+    ]
+
+
+def start_all(lab: Lab) -> None:
+    """Start a master and a slave on each host, as a person does."""
+    lab["h1"].run(["arpanet", "master", "start", "--peers", "boot"])
+    for name in HOSTS[1:]:
+        lab[name].run(["arpanet", "master", "start", "--peers", lab["h1"].ip])
+    for name in HOSTS:
+        lab[name].run(["arpanet", "slave", "start"])
+
+
+def docker(
+    lab: Lab, *words: str, via: str = "h1", **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run the docker client on c1, which has no engine, against the master on a host."""
+    done: subprocess.CompletedProcess[str] = lab.client.run(
+        ["docker", "-H", f"tcp://{lab[via].ip}:8791", *words], **options
+    )
+    return done
+
+
+def output(lab: Lab, *words: str, via: str = "h1", **options: Any) -> str:
+    """Return what the docker client prints, stripped."""
+    return docker(lab, *words, via=via, **options).stdout.strip()
