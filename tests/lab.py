@@ -393,6 +393,14 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
         raise OSError(number, f"cannot mount {source}: {os.strerror(number)}", target)
 
 
+def require_private(paths: Sequence[str]) -> None:
+    """Raise LabError unless each path is a mount of the lab: the machine's own is never changed."""
+    lines = [line.split() for line in read_file("/proc/self/mountinfo").splitlines()]
+    top = {words[4]: words[words.index("-") + 2] for words in lines}
+    if bare := [path for path in paths if top.get(path) != "arpanet-lab"]:
+        raise LabError(f"not private here, nothing was written: {', '.join(bare)}")
+
+
 def make_private(path: str, scratch: Path) -> None:
     """Put an empty directory of the host's own on path, with the owner and mode it had."""
     mine = scratch / "private" / path.replace("/", "_")
@@ -430,13 +438,14 @@ def make_mounts(orders: Orders) -> None:
     """Give the host directories of its own; they live in one tmpfs and end with the host."""
     scratch = Path(orders.scratch)
     mount("arpanet-lab", orders.scratch, "tmpfs", options="mode=755")
-    for path in filter(os.path.isdir, OVERLAID):
+    for path in OVERLAID:
         upper, work = (scratch / kind / path[1:] for kind in ("upper", "work"))
         upper.mkdir(parents=True)
         work.mkdir(parents=True)
         shutil.copystat(path, upper)
         options = f"lowerdir={path},upperdir={upper},workdir={work}"
         mount("arpanet-lab", path, "overlay", options=options)
+    require_private(OVERLAID)
     for path in PRIVATE:
         make_private(path, scratch)
     for source, target in ((orders.logs, "/var/log/arpanet"), (orders.pex_root, PEX_ROOT)):
@@ -454,6 +463,7 @@ def make_mounts(orders: Orders) -> None:
 
 def make_network(orders: Orders) -> None:
     """Name the host, and give it its addresses; eth0 is there already."""
+    require_private(["/etc"])
     socket.sethostname(orders.name)
     hosts = {"127.0.0.1": "localhost", "::1": "localhost ip6-localhost", **orders.names}
     texts = {

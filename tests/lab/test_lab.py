@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 from conftest import eventually
-from lab import CommandFailed, Host, Lab, LabError, Process, find_process, leftovers
+from lab import (
+    CommandFailed,
+    Host,
+    Lab,
+    LabError,
+    Process,
+    find_process,
+    leftovers,
+    require_private,
+)
 
 NAME = f"self{os.getpid()}"  # another lab may be up beside this one
 OTHER = f"other{os.getpid()}"
@@ -223,6 +232,18 @@ def test_what_a_host_writes_is_its_own(lab: Lab) -> None:
         assert lab["h1"].path(f"{path}/lab-test").exists()
         assert not lab["h2"].path(f"{path}/lab-test").exists()
         assert not Path(path, "lab-test").exists()
+
+
+def test_a_keeper_refuses_to_write_where_nothing_is_private() -> None:
+    with pytest.raises(LabError, match="nothing was written: /etc, /usr/local/bin"):
+        require_private(["/etc", "/usr/local/bin"])
+
+
+def test_the_files_of_the_machine_stay_as_they_are(lab: Lab) -> None:
+    for name in ("hosts", "resolv.conf", "hostname"):
+        of_machine, of_host = Path("/etc", name), lab["h1"].path(f"/etc/{name}")
+        assert not of_machine.exists() or not of_machine.samefile(of_host)
+    assert "h2" not in Path("/etc/hosts").read_text().split()
 
 
 def test_a_living_owner_keeps_its_lab(lab: Lab) -> None:
