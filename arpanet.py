@@ -485,19 +485,19 @@ def read_settings(
     environment: Mapping[str, str],
     file: Mapping[str, str],
     machine_name: str,
+    role: str,
 ) -> Settings:
     """Return the settings; flags holds texts by setting name, None where not given.
 
+    What the role does not read keeps its default, whatever the environment says.
     Raises Usage that names the flag and the variable of the bad value.
     """
     values: dict[str, Any] = {}
     for row in SETTINGS:
-        default = machine_name if row.name == "hostname" else row.default
-        text = flags.get(row.name)
-        if text is None:
-            text = environment.get(row.variable)
-        if text is None:
-            text = file.get(row.variable, default)
+        text = machine_name if row.name == "hostname" else row.default
+        if role in row.roles:
+            given = (flags.get(row.name), environment.get(row.variable), file.get(row.variable))
+            text = next((g for g in given if g is not None), text)
         try:
             values[row.name] = row.parse(text)
         except ValueError as e:
@@ -6552,13 +6552,17 @@ def port_answers(ip: str, port: int, timeout_s: float = 1.0) -> bool:
     return True
 
 
+def remember_masters(settings: Settings, ips: Iterable[str]) -> None:
+    """Keep the addresses of masters for the next start."""
+    with contextlib.suppress(OSError):  # a full disk: they are met again next time
+        write_file(masters_path(settings), dump_json(sorted(set(ips))))
+
+
 def open_mesh(settings: Settings, masters: Sequence[str], stop: threading.Event) -> Mesh:
     """Return the mesh at some masters; those that are met are remembered for the next start."""
 
     def remember(endpoints: Sequence[str]) -> None:
-        met = sorted({e.rpartition(":")[0] for e in endpoints})
-        with contextlib.suppress(OSError):  # a full disk: they are met again next time
-            write_file(masters_path(settings), dump_json(met))
+        remember_masters(settings, [e.rpartition(":")[0] for e in endpoints])
 
     endpoints = [f"{ip}:{settings.etcd_port}" for ip in masters]
     return Mesh(endpoints, stop=stop, on_members=remember)
@@ -6612,6 +6616,8 @@ class Client:
         for master in living:
             for row in answers[str(master)]["masters"]:
                 known.setdefault(HostPort(row["ip"], self.settings.api_port))
+        if set(known) != set(self._masters):
+            remember_masters(self.settings, [m.host for m in known])
         self._masters = tuple(known)
         return bool(living)
 
@@ -7263,7 +7269,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = {k.removeprefix("set_"): v for k, v in vars(options).items() if k.startswith("set_")}
     environment = os.environ  # noqa: TID251 (the one place that reads it)
     try:
-        settings = read_settings(flags, environment, read_env_file(), socket.gethostname())
+        settings = read_settings(
+            flags,
+            environment,
+            read_env_file(),
+            socket.gethostname(),
+            "client" if options.role == "docker" else options.role,
+        )
         return run_command(options, settings)
     except ArpanetError as e:
         print_remark(str(e))
