@@ -4017,9 +4017,13 @@ class Call:
         return self.send(self.engine_of(container), self.target(container=container.id))
 
     def send(self, engine: Engine, target: str) -> EngineReply:
-        """Return an engine's answer to this request at another path; it ends when the client goes."""
+        """Return an engine's answer to this request at another path; it ends when the client goes.
+
+        Not so a hijacked stream: there a client that has nothing to send closes its side at once.
+        """
         reply = engine.send(self.method, target, self.engine_headers(), self.body)
-        self.on_hangup(reply.cut)
+        if not reply.is_hijack:
+            self.on_hangup(reply.cut)
         return reply
 
 
