@@ -913,6 +913,7 @@ class Container(NamedTuple):
     expose: tuple[str, ...]  # "5432/tcp"
     bindings: tuple[str, ...]  # host ports it asks for: "8080/tcp", "10.0.0.1:8080/tcp"
     links: tuple[Link, ...]
+    created: str  # in UTC, to the nanosecond; as text these are in the order of time
 
     @property
     def full_name(self) -> str:
@@ -1036,6 +1037,7 @@ def container_record(summary: Mapping[str, Any], details: Mapping[str, Any]) -> 
         "name": (details.get("Name") or "").lstrip("/"),
         "state": {k: state.get(k) for k in kept}
         | {"Health": (state.get("Health") or {}).get("Status", "none")},
+        "created": (details.get("Created") or "").rstrip("Z"),
         "expose": sorted((details.get("Config") or {}).get("ExposedPorts") or {}),
         "bindings": sorted(binding_keys(host_config.get("PortBindings") or {})),
     }
@@ -1064,6 +1066,7 @@ def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Con
         tuple(record["expose"]),
         tuple(record["bindings"]),
         read_links_label(labels),
+        record["created"],
     )
 
 
@@ -1302,30 +1305,29 @@ def check_filters(filters: Mapping[str, tuple[str, ...]]) -> None:
 def list_containers(view: View, listing: Listing) -> list[Container]:
     """Return the containers that are listed, newest first. Raises BadRequest, NotFound."""
     check_filters(listing.filters)
-    bounds = {
-        side: max(require_container(view, v).summary["Created"] for v in listing.filters[side])
+    before, since = (
+        [require_container(view, v).created for v in listing.filters.get(side, ())]
         for side in ("before", "since")
-        if listing.filters.get(side)
-    }
+    )
     everything = listing.all or listing.limit > 0 or "status" in listing.filters
+    tests = [(name, listing.filters[name]) for name in FILTERS if name in listing.filters]
 
-    def wanted(c: Container) -> bool:
-        created = c.summary["Created"]
+    def is_wanted(c: Container) -> bool:
         return (
             (everything or c.running)
-            and created < bounds.get("before", created + 1)
-            and created > bounds.get("since", created - 1)
-            and all(
-                (all if name == "label" else any)(FILTERS[name](c, v) for v in values)
-                for name, values in listing.filters.items()
-                if name in FILTERS
-            )
+            and all(c.created < bound for bound in before)
+            and all(c.created > bound for bound in since)
+            and all(passes(c, name, values) for name, values in tests)
         )
 
-    found = sorted(
-        filter(wanted, view.containers.values()), key=lambda c: (-c.summary["Created"], c.full_name)
-    )
+    found = sorted(filter(is_wanted, view.containers.values()), key=lambda c: c.id)
+    found.sort(key=lambda c: c.created, reverse=True)
     return found[: listing.limit] if listing.limit > 0 else found
+
+
+def passes(container: Container, name: str, values: Sequence[str]) -> bool:
+    """Return whether a container passes a filter: one value of it, but every label."""
+    return (all if name == "label" else any)(FILTERS[name](container, v) for v in values)
 
 
 # ---- what a create asks for
@@ -3188,8 +3190,6 @@ class Acceptor(Watcher):
             self.resting = True
             self.pump.epoll.modify(self.fd, 0)
             self.pump.next_tick.append(self._look_again)
-        elif error.errno == errno.EINVAL:  # shut down by unlisten()
-            self.abort()
 
     def _look_again(self) -> None:
         if self.pump.watchers.get(self.fd) is self:
@@ -3355,10 +3355,7 @@ class Connection:
         except OSError:
             self.close(broken=True)
             return
-        if self.forth.ended:
-            self.forth.move()
-        else:
-            self.rearm()
+        self.rearm()
 
     def join(self, early_to_far: bytes, early_to_near: bytes) -> None:
         """Start with two sockets that somebody has read from already."""
@@ -3521,19 +3518,17 @@ class Dial(Watcher):
 
     def _connected(self, far: socket.socket) -> None:
         """Make the connection; what the near side has sent by now rides with the preamble."""
-        pump, first, ended = self.pump, b"", False
+        pump, first = self.pump, b""
         self._leave()
         self.far = None
         self.connection = connection = Connection(pump, self.near, far, self.counters)
         try:
             first = self.near.recv(BUFFER_BYTES // 4)
-            ended = not first
         except BlockingIOError:
             pass
         except OSError:
             connection.close(broken=True)
             return
-        connection.forth.ended = ended
         connection.back.mask = WRITABLE if self.watched else 0
         if self.target.preamble:
             answer = AgentAnswer(connection)
@@ -3817,7 +3812,7 @@ class Pump:
 
     def _unlisten(self, listener: LinkListener) -> None:
         acceptor = self.watchers.get(listener.fileno())
-        if acceptor is None:  # this thread has seen the shutdown first, or has ended
+        if acceptor is None:  # the pump has ended
             listener.server_close()
         else:
             acceptor.abort()
@@ -6627,15 +6622,20 @@ class Client:
 
     def _accepted(self, sock: socket.socket, _peer: Any, _listener: LinkListener) -> None:
         first, *others = [Target(m) for m in self._masters]
-        self.pump.dial(sock, first, others=others, on_refusal=answer_no_master)
+        self.pump.dial(sock, first, others=others, on_refusal=self._refuse)
+
+    def _refuse(self, sock: socket.socket, why: str) -> None:
+        """Answer a client's request: one that is answered before it has asked misses the words."""
+        words = no_master_answer(why)
+        self.pump.read_head(sock, "", lambda near, *_: say_and_close(near, words))
 
 
-def answer_no_master(sock: socket.socket, why: str) -> None:
-    """Tell a docker client that no master answers. Thread: pump."""
+def no_master_answer(why: str) -> bytes:
+    """Return what a docker client is told when no master answers."""
     body = dump_json({"message": f"no arpanet master answers ({why}); try: arpanet master status"})
     head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    say_and_close(sock, head.encode() + body)
+    return head.encode() + body
 
 
 def ask_status(master: HostPort, timeout_s: float = 1.0) -> dict[str, Any]:
