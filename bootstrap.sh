@@ -442,17 +442,16 @@ start_role() {
             die "the $1 does not start; see: journalctl -u arpanet-$1"
         }
     else
-        if quietly daemon "$1" status; then
+        if daemon quietly "$1" status; then
             [ "$changed" = 1 ] || return 0
-            run daemon "$1" stop
+            daemon run "$1" stop
         fi
-        run daemon "$1" start || die "the $1 does not start"
+        daemon run "$1" start || die "the $1 does not start"
     fi
 }
 
-# daemon ROLE VERB: as a service would be, without systemd.
-# shellcheck disable=SC2317,SC2329  # called through run and quietly
-daemon() { env PATH="$SERVICE_PATH" PEX_ROOT="$CACHE/pex" "$BIN" "$1" "$2"; }
+# daemon HOW ROLE VERB: with the environment of a service, where there are no services; HOW is run or quietly.
+daemon() { "$1" env PATH="$SERVICE_PATH" PEX_ROOT="$CACHE/pex" "$BIN" "$2" "$3"; }
 
 say_next() {
     if [ "$role" = none ] || [ "$no_start" = 1 ]; then
@@ -469,7 +468,7 @@ remove() {
     if systemd_runs; then
         run systemctl disable --now arpanet-slave.service arpanet-master.service 2>/dev/null || true
     fi
-    for r in slave master; do [ ! -x "$BIN" ] || ! quietly daemon "$r" status || run daemon "$r" stop || true; done
+    for r in slave master; do [ ! -x "$BIN" ] || ! daemon quietly "$r" status || daemon run "$r" stop || true; done
     run rm -f "$BIN" "$UNITS/arpanet-master.service" "$UNITS/arpanet-slave.service"
     run rm -rf "$CACHE"
     if systemd_runs; then run systemctl daemon-reload; fi

@@ -1,0 +1,313 @@
+"""A fresh Debian machine becomes an arpanet with one command.
+
+The machine is a real one but for its kernel: debootstrap's minbase, booted by systemd-nspawn in a network of its own
+that leads nowhere. Debian's packages come from apt's cache inside it, and pip's from a directory, so nothing is fetched
+while a test runs; both are fetched once, with this machine's settings for apt and pip, into CACHE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+CACHE = pathlib.Path("/var/tmp/arpanet-lab-debian")
+TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "apt-get")
+# Not on a bare Debian, and not what bootstrap.sh is to bring: systemd for a booted machine, busybox for a test image.
+INCLUDED = "systemd-sysv,dbus,busybox-static"
+# What bootstrap.sh is to install; apt keeps these in its cache inside the machine, not installed.
+DOWNLOADED = "docker.io etcd-server etcd-client python3 python3-venv iproute2 iptables ca-certificates"
+# docker-cli is a package of its own from Debian 13 on
+DOWNLOAD = f"""
+apt-get update -qq
+set -- {DOWNLOADED}
+if apt-cache show docker-cli >/dev/null 2>&1; then set -- "$@" docker-cli; fi
+exec apt-get install -y -qq --no-install-recommends --download-only "$@"
+"""
+IMAGE = """
+mkdir -p /tmp/image/bin
+cp /bin/busybox /tmp/image/bin/
+ln -s busybox /tmp/image/bin/echo
+tar -C /tmp/image -c . | docker import - hello:latest
+"""
+HELLO = "docker -H tcp://127.0.0.1:8791 run --name hello hello:latest echo hi"
+SLOW = float(os.environ.get("ARPANET_TEST_SLOW", "1"))
+
+
+def require_lab() -> None:
+    """Skip, or fail if ARPANET_LAB=required, where no machine can be made."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    reason = f"{', '.join(missing)} not here" if missing else ""
+    if os.getuid() != 0:
+        reason = "needs root"
+    if reason and os.environ.get("ARPANET_LAB") == "required":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+def call(*command: str | pathlib.Path, within_s: float = 120, **options: object) -> str:
+    """Return what a command prints, both outputs in one. Raises AssertionError with it if it fails."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=within_s * SLOW,
+        **options,  # type: ignore[call-overload]
+    )
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
+    return str(done.stdout)
+
+
+def wait_until(what: str, is_so: Callable[[], bool], within_s: float) -> None:
+    """Return when it is so. Raises AssertionError at the deadline."""
+    deadline = time.monotonic() + within_s * SLOW
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        threading.Event().wait(0.1)
+
+
+# ---- what is fetched once -----------------------------------------------------------------------
+
+
+def read_sources() -> list[str]:
+    """Return this machine's sources of Debian for apt, as lines of a sources.list."""
+    form = "$(ORIGIN)|deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
+    targets = call("apt-get", "indextargets", "--format", form, "Identifier: Packages").splitlines()
+    return [line.partition("|")[2] for line in targets if line.startswith("Debian|")]
+
+
+def read_apt_settings() -> str:
+    """Return how this machine's apt fetches (a proxy, say), as lines of an apt.conf."""
+    lines = call("apt-config", "dump", "Acquire").splitlines()
+    return "\n".join(line for line in lines if "IndexTargets" not in line and "Changelogs" not in line)
+
+
+def make_debian(root: pathlib.Path) -> None:
+    """Make the tree of a bare Debian, with the packages to come in apt's cache."""
+    sources = read_sources()
+    mirror, suite = sources[0].split()[1:3] if sources else ("", "stable")
+    options = ["--variant=minbase", f"--include={INCLUDED}"]
+    call("debootstrap", *options, suite, root, *filter(None, [mirror]), within_s=600)
+    (root / "etc/apt/sources.list").write_text("\n".join(sources) + "\n")
+    (root / "etc/apt/apt.conf.d/99lab").write_text(read_apt_settings() + "\n")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    call("chroot", root, "sh", "-euc", DOWNLOAD, within_s=600)
+    (root / "etc/resolv.conf").write_text("")
+
+
+def fetch_packages(directory: pathlib.Path) -> None:
+    """Fill a directory with all that pip is asked for by build_zipapp.sh."""
+    script = (REPO / "build_zipapp.sh").read_text()
+    tools = directory.with_name("tools.txt")
+    tools.write_text("\n".join(re.findall(r"^(?:TOOLS=')?(\S+==\S+ --hash=\S+?)'?$", script, re.M)))
+    python = directory.with_name("venv") / "bin/python"
+    call("/usr/bin/python3", "-m", "venv", python.parents[1])
+    pip = [python, "-m", "pip"]
+    call(*pip, "install", "--require-hashes", "-r", tools, within_s=300)
+    download = ["download", "--require-hashes", "--no-deps", "--no-build-isolation", "-d", directory]
+    call(*pip, *download, "-r", tools, "-r", REPO / "requirements.txt", within_s=300)
+
+
+@contextlib.contextmanager
+def kept(name: str, recipe: str, make: Callable[[pathlib.Path], None]) -> Iterator[pathlib.Path]:
+    """Yield a directory of CACHE that is made when its recipe is new, and kept."""
+    CACHE.mkdir(exist_ok=True)
+    wanted = CACHE / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    new = CACHE / f"new-{name}"
+    with open(CACHE / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not wanted.exists():
+            for old in [*CACHE.glob(f"{name}-*"), new]:
+                shutil.rmtree(old, ignore_errors=True)
+            new.mkdir()
+            make(new / name)
+            (new / name).rename(wanted)
+            shutil.rmtree(new)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield wanted
+
+
+@pytest.fixture(scope="module")
+def debian() -> Iterator[pathlib.Path]:
+    require_lab()
+    with kept("debian", INCLUDED + DOWNLOAD + "".join(read_sources()), make_debian) as root:
+        yield root
+
+
+@pytest.fixture(scope="module")
+def packages(debian: pathlib.Path) -> Iterator[pathlib.Path]:
+    recipe = (REPO / "requirements.txt").read_text() + (REPO / "build_zipapp.sh").read_text()
+    with kept("packages", recipe, fetch_packages) as directory:
+        yield directory
+
+
+# ---- the machine --------------------------------------------------------------------------------
+
+
+class Machine:
+    """A fresh Debian that runs; the checkout is in /root/arpanet. Thread: the test's."""
+
+    numbers = itertools.count(1)
+
+    def __init__(self, debian: pathlib.Path, directory: pathlib.Path, boots: bool) -> None:
+        self.directory = directory
+        self.boots = boots
+        self.root = directory / "root"
+        self.debian = debian
+        self.nspawn: subprocess.Popen[bytes] | None = None
+        self.leader = 0
+
+    def start(self) -> None:
+        """Make the machine, and return when commands can be run in it."""
+        for name in ("root", "upper", "work", "docker"):
+            (self.directory / name).mkdir(parents=True)
+        layers = f"lowerdir={self.debian},upperdir={self.directory}/upper,workdir={self.directory}/work"
+        call("mount", "-t", "overlay", "overlay", "-o", layers, self.root)
+        self.copy_checkout()
+        self.nspawn = self.spawn()
+        self.leader = self.wait_leader(self.nspawn)
+        wait_until("the machine is up", self.is_up, 30)
+        # dockerd makes control groups, and nspawn gives most of them read-only
+        self.sh("awk '$3 ~ /^cgroup/ { print $2 }' /proc/mounts | xargs -n1 mount -o remount,bind,rw")
+
+    def copy_checkout(self) -> None:
+        """Copy what a user's clone has."""
+        there = self.root / "root/arpanet"
+        there.mkdir()
+        for name in ("arpanet.py", "requirements.txt", "build_zipapp.sh", "bootstrap.sh"):
+            shutil.copy(REPO / name, there)
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start the machine: systemd if it boots, else a process that does nothing."""
+        name = f"arpanet-install-{os.getpid()}-{next(self.numbers)}"
+        command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network"]
+        command += ["--capability=all", "--system-call-filter=@keyring bpf", "-M", name]
+        command += ["-D", str(self.root), f"--bind={self.directory / 'docker'}:/var/lib/docker"]
+        command += ["--boot"] if self.boots else ["--as-pid2", "sleep", "infinity"]
+        with open(self.directory / "console", "wb") as console:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+
+    def wait_leader(self, nspawn: subprocess.Popen[bytes]) -> int:
+        """Return the machine's first process, as it is seen from here."""
+        children = pathlib.Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children")
+        wait_until("a process in the machine", lambda: children.read_text() != "", 20)
+        return int(children.read_text().split()[0])
+
+    def is_up(self) -> bool:
+        """Return whether the machine has got as far as it goes by itself."""
+        if not self.boots:
+            return self.enter("test -d /proc/1/fd && test -e /etc/hosts").returncode == 0
+        return self.enter("systemctl is-system-running").stdout.strip() in ("running", "degraded")
+
+    def enter(self, script: str, within_s: float = 120) -> subprocess.CompletedProcess[str]:
+        """Return how a script ended that ran in the machine with root's environment there."""
+        command = ["nsenter", "-t", str(self.leader), "-a", "env", "-i", "HOME=/root"]
+        command += ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+        command += ["sh", "-euc", f"cd /root\n{script}"]
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=within_s * SLOW,
+        )
+
+    def sh(self, script: str, within_s: float = 120) -> str:
+        """Return what a script prints. Raises AssertionError, with the machine's logs, if it fails."""
+        done = self.enter(script, within_s)
+        if done.returncode != 0:
+            raise AssertionError(f"{script}\nended with {done.returncode}:\n{done.stdout}\n{self.logs()}")
+        return done.stdout
+
+    def logs(self) -> str:
+        """Return the end of what the daemons in the machine wrote."""
+        journal = "journalctl -q -n 50 -o cat -u 'arpanet-*' -u docker; " if self.boots else ""
+        return self.enter(journal + "tail -n 30 /var/log/arpanet/*.log || true").stdout
+
+    def close(self) -> None:
+        """Stop the machine and take away all of it."""
+        try:
+            if self.nspawn is not None:
+                self.stop(self.nspawn)
+        finally:
+            if os.path.ismount(self.root):
+                call("umount", "--recursive", self.root)
+            shutil.rmtree(self.directory)
+
+    def stop(self, nspawn: subprocess.Popen[bytes]) -> None:
+        """Stop the machine, at once if it does not power off."""
+        if self.boots and self.leader:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.leader, signal.SIGRTMIN + 4)  # systemd: power off
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                nspawn.wait(20)
+        if nspawn.poll() is None:
+            nspawn.kill()  # the kernel ends all processes of the machine with its first one
+            nspawn.wait(20)
+
+
+@contextlib.contextmanager
+def running(debian: pathlib.Path, directory: pathlib.Path, boots: bool) -> Iterator[Machine]:
+    """Yield a machine that is up, and leave nothing of it."""
+    machine = Machine(debian, directory, boots)
+    try:
+        machine.start()
+        yield machine
+    finally:
+        machine.close()
+
+
+def give_packages(machine: Machine, packages: pathlib.Path) -> None:
+    """Let pip in the machine find its packages in a directory, for want of an index."""
+    shutil.copytree(packages, machine.root / "opt/packages")
+    settings = "[global]\nno-index = true\nfind-links = /opt/packages\n"
+    (machine.root / "etc/pip.conf").write_text(settings)
+
+
+def pids(machine: Machine) -> list[str]:
+    """Return the process numbers of the services."""
+    units = "arpanet-master arpanet-slave docker"
+    return machine.sh(f"systemctl show --value -p MainPID {units}").split()
+
+
+# ---- the tests ----------------------------------------------------------------------------------
+
+
+def test_a_fresh_debian_becomes_an_arpanet_with_one_command(
+    debian: pathlib.Path, packages: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with running(debian, tmp_path / "machine", boots=True) as machine:
+        give_packages(machine, packages)
+        printed = machine.sh("cd arpanet && ./bootstrap.sh --start", within_s=300)
+        assert "docker -H tcp://127.0.0.1:8791 run --name hello" in printed.splitlines()[-1]
+        machine.sh(IMAGE)
+        assert machine.sh(HELLO) == "hi\n"
+        assert machine.sh("systemctl is-enabled arpanet-master arpanet-slave") == "enabled\nenabled\n"
+        assert machine.enter("systemctl is-active etcd").stdout == "inactive\n"
+
+        before = pids(machine)
+        machine.sh("cd arpanet && ./bootstrap.sh --start")
+        assert pids(machine) == before, "the second run restarted something"
+
+        machine.sh("cd arpanet && ./bootstrap.sh --uninstall --purge")
+        left = "/etc/arpanet /var/lib/arpanet /var/log/arpanet /var/cache/arpanet /usr/local/bin/arpanet"
+        assert machine.enter(f"ls -d {left} 2>/dev/null").stdout == ""
+        assert machine.sh("docker ps -aq").strip() != "", "uninstall took a container"
