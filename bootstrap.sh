@@ -2,7 +2,8 @@
 # Install arpanet, and what it needs, on one Debian or Ubuntu machine: ./bootstrap.sh --help
 #
 # Works from a checkout and from a pipe. A second run changes and restarts nothing. What is downloaded is checked
-# before anything changes, and everything is a function that the last line calls: half a download runs nothing.
+# before anything changes. All of this file stands in one pair of braces: half a download runs nothing.
+{
 set -eu
 
 BIN=/usr/local/bin/arpanet
@@ -490,5 +491,6 @@ main() {
     say_next
 }
 
-# In braces: a shell runs nothing of this line before it has seen its end.
-{ main "$@"; exit; }
+main "$@"
+exit
+}
