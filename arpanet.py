@@ -887,6 +887,13 @@ class MasterInfo(NamedTuple):
     version: str
 
 
+class VolumePin(NamedTuple):
+    """The host that holds a volume (volumes/NAME); settled once a container that uses it is made."""
+
+    host: str
+    settled: bool
+
+
 class NameEntry(NamedTuple):
     """Who holds a container name (names/NAME); the id is "" until the engine has made it."""
 
@@ -945,10 +952,11 @@ class View:
     masters: Mapping[str, MasterInfo] = dataclasses.field(default_factory=dict)
     containers: Mapping[str, Container] = dataclasses.field(default_factory=dict)  # by id
     names: Mapping[str, NameEntry] = dataclasses.field(default_factory=dict)
-    volumes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # volume: host
+    volumes: Mapping[str, VolumePin] = dataclasses.field(default_factory=dict)
     vips: Mapping[str, str] = dataclasses.field(default_factory=dict)  # container name: address
     addresses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # address: name
 
+    @functools.cached_property
     def members(self) -> frozenset[str]:
         """Return the addresses of all machines of this arpanet."""
         return frozenset(
@@ -985,12 +993,14 @@ def row_of(table: str, name: str, value: dict[str, Any]) -> Any:
         )
     if table == "masters":
         return MasterInfo(name, value["ip"], value["api_port"], value["version"])
+    if table == "volumes":
+        return VolumePin(value["host"], "token" not in value)
     if table == "names":
         return NameEntry(value["host"], value["id"])
     if table == "containers":
         host, _, container_id = name.partition("/")
         return container_of(host, container_id, value)
-    return value[{"alive": "machine", "volumes": "host", "vips": "ip", "addresses": "name"}[table]]
+    return value[{"alive": "machine", "vips": "ip", "addresses": "name"}[table]]
 
 
 TABLES = ("hosts", "alive", "masters", "containers", "names", "volumes", "vips", "addresses")
@@ -1454,7 +1464,7 @@ def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
     host_config = object_of(body, "HostConfig", "HostConfig")
     env = split_env(strings_of(body, "Env", "Env"))
     binds = strings_of(host_config, "Binds", "HostConfig.Binds")
-    mounts = [m for m in host_config.get("Mounts") or [] if isinstance(m, dict)]
+    mounts = host_config.get("Mounts") or []
     taken = {destination_of(b) for b in binds} | {str(m.get("Target")).rstrip("/") for m in mounts}
     own = [bind_of(name, text) for text in env.volumes]
     binds += tuple(b for b in own if destination_of(b) not in taken)
@@ -1513,7 +1523,8 @@ def pins_of(view: View, wish: CreateWish) -> dict[str, str]:
     pins: dict[str, str] = {}
     for volume in wish.volumes:
         if volume in view.volumes:
-            pins.setdefault(view.volumes[volume], f"volume {volume} is on {view.volumes[volume]}")
+            host = view.volumes[volume].host
+            pins.setdefault(host, f"volume {volume} is on {host}")
     for reference in wish.companions:
         companion = find_container(view, reference)
         if companion is None:
@@ -2910,9 +2921,8 @@ class Node:
         self.mesh.watch(PREFIX, self._read_anew, self._read_events, self.stop)
         with self._moved:
             if not self._moved.wait_for(lambda: self.view.revision > 0, SYNC_S * 2):
-                raise MeshDown(
-                    "the first read of the mesh does not come; try: arpanet master status"
-                )
+                known = ", ".join(self.mesh.endpoints)
+                raise MeshDown(f"no master answers ({known}); try: arpanet master status")
 
     def _read_anew(self, revision: int, entries: Sequence[Entry]) -> None:
         self._set_view(apply_changes(View(), revision, [Change(e.key, e.value) for e in entries]))
@@ -4351,7 +4361,7 @@ def rename_container(call: Call) -> Reply:
             reply.read_json()  # raises the engine's words
         keep_name(call.node, claim, container.host, container.id)
     except BaseException:
-        call.node.mesh.delete(claim.key, fence=claim)
+        let_go(call.node, claim)
         raise
     publish(call.node, call.node.view.hosts[container.host], container.id)
     return Reply(engine=reply)
@@ -4443,33 +4453,54 @@ def create_container(call: Call) -> Reply:
     name = call.text("name")
     if not name and call.node.settings.auto_name:
         name = invent_name(view)
-    wish = read_create(name, body)
-    targets = require_link_targets(view, wish)
-    host = place_create(call, view, wish)
-    claim = claim_name(call, wish.name, host)
     try:
+        wish = read_create(name, body)
+    except (TypeError, AttributeError, KeyError) as e:
+        raise BadRequest(f"the body is not that of a create: {e}") from e
+    targets = require_link_targets(view, wish)
+    with contextlib.ExitStack() as undo:
+        host = place_create(call, view, wish, undo)
+        claim = claim_name(call, wish.name, host)
+        undo.callback(let_go, call.node, claim)
         links = describe_links(call, view, wish, targets)
-        reply = create_on(call, host, wish, create_body(body, wish, links))
-        made = reply.read_json()
-        keep_created(call, claim, host, made["Id"])
-    except BaseException:
-        call.node.mesh.delete(claim.key, fence=claim)
-        raise
+        made = create_on(call, host, wish, create_body(body, wish, links)).read_json()
+        keep_created(call, claim, wish, host, made["Id"])
+        undo.pop_all()
     publish(call.node, view.hosts[host], made["Id"])
     made["Warnings"] = (made.get("Warnings") or []) + link_warnings(links)
     return json_reply(made, 201)
 
 
-def place_create(call: Call, view: View, wish: CreateWish) -> str:
-    """Return the host, with the wish's new volumes claimed for it. Raises NoRoom, BadRequest."""
+def let_go(node: Node, claim: Claim) -> None:
+    """Give up a claim; if that fails, our lease ends it."""
+    with contextlib.suppress(MeshDown, Unsure):
+        node.mesh.delete(claim.key, fence=claim)
+
+
+def place_create(call: Call, view: View, wish: CreateWish, undo: contextlib.ExitStack) -> str:
+    """Return the host, with the wish's new volumes claimed for it until they are settled.
+
+    Raises NoRoom, BadRequest.
+    """
+    node, token = call.node, secrets.token_hex(8)
     for _ in range(5):
         host = place(view, wish, pins_of(view, wish))
-        new = [v for v in wish.volumes if v not in view.volumes]
-        rows = {key_of("volumes", v): dump_json({"host": host}) for v in new}
-        if not rows or call.node.mesh.claim_all(rows):
+        value = dump_json({"host": host, "token": token})
+        rows = {key_of("volumes", v): value for v in wish.volumes if v not in view.volumes}
+        if not rows:
             return host
-        view = call.node.sync_view()  # somebody else has just placed one of them
+        if node.mesh.claim_all(rows, lease=node.lease_id()):
+            undo.callback(let_volumes_go, node, rows)
+            return host
+        view = node.sync_view()  # somebody else has just placed one of them
     raise NoRoom(f"the volumes of {wish.name} are being claimed by others; try again")
+
+
+def let_volumes_go(node: Node, rows: Mapping[str, bytes]) -> None:
+    """Give up volumes that nobody settled meanwhile; if that fails, our lease ends them."""
+    with contextlib.suppress(MeshDown, Unsure):
+        for key, value in rows.items():
+            node.mesh.delete(key, value=value)
 
 
 def describe_links(
@@ -4559,12 +4590,16 @@ def bring_image(call: Call, image: str, engine: Engine) -> bool:
     return True
 
 
-def keep_created(call: Call, claim: Claim, host: str, container_id: str) -> None:
-    """Give a new container its name for good; undo the create when the claim was lost meanwhile."""
+def keep_created(call: Call, claim: Claim, wish: CreateWish, host: str, container_id: str) -> None:
+    """Give a new container its name and volumes for good; undo the create when that fails."""
+    node = call.node
     try:
-        keep_name(call.node, claim, host, container_id)
+        for volume in wish.volumes:
+            if not node.view.volumes.get(volume, VolumePin(host, settled=False)).settled:
+                node.mesh.write(key_of("volumes", volume), dump_json({"host": host}))
+        keep_name(node, claim, host, container_id)
     except (LostClaim, MeshDown):
-        engine = call.node.require_engine(call.node.view, host)
+        engine = node.require_engine(node.view, host)
         with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
             engine.send("DELETE", f"/containers/{container_id}?v=1", timeout_s=30.0).read()
         raise
@@ -4653,9 +4688,9 @@ def get_volumes(call: Call) -> Reply:
 
 
 def inspect_volume(call: Call) -> Reply:
-    pinned = call.view_for_read().volumes.get(call.params["volume"])
-    if pinned:
-        engine = call.node.require_engine(call.node.view, pinned)
+    pin = call.view_for_read().volumes.get(call.params["volume"])
+    if pin:
+        engine = call.node.require_engine(call.node.view, pin.host)
         return Reply(engine=call.send(engine, call.target()))
     return json_reply(first_answer(call, call.target()))
 
@@ -4664,7 +4699,9 @@ def remove_volume(call: Call) -> Reply:
     """Remove a volume where it is, then the pin that kept its containers there."""
     view = call.view_for_change()
     name = call.params["volume"]
-    hosts = [view.volumes[name]] if name in view.volumes else [h.name for h in view.living_hosts()]
+    hosts = (
+        [view.volumes[name].host] if name in view.volumes else [h.name for h in view.living_hosts()]
+    )
     replies = [call.send(call.node.require_engine(view, h), call.target()) for h in hosts]
     well = [r for r in replies if r.status < 400]
     if well or all(r.status == 404 for r in replies):
@@ -5220,6 +5257,21 @@ def decide_leave(
     return LeaveStep("remove-self", living[0])
 
 
+def find_last_words(text: str) -> str:
+    """Return why etcd ended, from its log: the last line that is worse than a warning."""
+    words = ""
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # Go's own words, when a panic ends it
+            words = line if line.startswith("panic: ") else words
+            continue
+        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", "panic"):
+            words = ": ".join(str(entry[key]) for key in ("msg", "error") if entry.get(key))
+    last_lines = [line.strip() for line in text.splitlines() if line.strip()][-2:]
+    return words or " / ".join(last_lines) or "it logged nothing"
+
+
 def find_backoff_s(failures: int) -> float:
     """Return the seconds to wait before the restart after so many deaths in a row."""
     return float(min(0.5 * 2 ** min(failures, 10), MAX_BACKOFF_S))
@@ -5245,8 +5297,7 @@ def find_listener(table: str, ip: str, port: int) -> int | None:
     table: the text of /proc/net/tcp or tcp6. Source: proc(5); state 0A is LISTEN, addresses are in
     the machine's byte order.
     """
-    mine = socket.inet_aton(ip)[::-1].hex().upper() if sys.byteorder == "little" else ""
-    mine = mine or socket.inet_aton(ip).hex().upper()
+    mine = f"{int.from_bytes(socket.inet_aton(ip), sys.byteorder):08X}"
     for line in table.splitlines()[1:]:
         fields = line.split()
         address, _, number = fields[1].partition(":")
@@ -5259,15 +5310,22 @@ def find_listener(table: str, ip: str, port: int) -> int | None:
 def find_holder(inode: int) -> str:
     """Return "etcd (pid 123)" for the process that holds this socket, as far as we may look."""
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            links = [os.readlink(fd) for fd in (entry / "fd").iterdir()]
-            if f"socket:[{inode}]" in links:
-                return f"{(entry / 'comm').read_text().strip()} (pid {entry.name})"
-        except OSError:  # it ended meanwhile, or is another user's
-            continue
+        if entry.name.isdigit() and has_socket(entry / "fd", inode):
+            return f"{(entry / 'comm').read_text().strip()} (pid {entry.name})"
     return "another program (as root: ss -ltnp)"
+
+
+def has_socket(directory: Path, inode: int) -> bool:
+    """Say whether a process holds this socket; directory is its /proc/PID/fd."""
+    try:
+        names = os.listdir(directory)
+    except OSError:  # it ended meanwhile, or is another user's
+        return False
+    for name in names:
+        with contextlib.suppress(OSError):  # closed meanwhile, as that of listdir itself is
+            if os.readlink(directory / name) == f"socket:[{inode}]":
+                return True
+    return False
 
 
 def require_free_port(ip: str, port: int) -> None:
@@ -5277,9 +5335,8 @@ def require_free_port(ip: str, port: int) -> None:
         if inode is None:
             continue
         holder = find_holder(inode)
-        pid = holder.partition("pid ")[2].rstrip(")")
-        cure = "systemctl stop etcd" if holder.startswith("etcd") else f"kill {pid}"
-        raise Conflict(f"port {port} on {ip} is in use by {holder}; try: {cure if pid else 'ss'}")
+        cure = "systemctl stop etcd" if holder.startswith("etcd ") else "stop it"
+        raise Conflict(f"port {port} on {ip} is in use by {holder}; try: {cure}")
 
 
 # ---- etcd's JSON gateway
@@ -5434,6 +5491,7 @@ class EtcdMember:
         self._log_start = 0  # where in the log file the running child began
         self._born = self._restart_at = self._note_at = 0.0  # instants of time.monotonic()
         self._failures = 0
+        self._unmarked_since = 0.0
         self._silent_since: dict[int, float] = {}
 
     # ---- starting
@@ -5455,18 +5513,21 @@ class EtcdMember:
         self._spawn("new", initial, uuid.uuid4().hex)
         return self._wait_ready(wait_s)
 
-    def join(self, peers: Sequence[str], wait_s: float = 300) -> bool:
+    def join(
+        self, peers: Sequence[str], wait_s: float = 300, patience_s: float = PATIENCE_S
+    ) -> bool:
         """Become a member of the cluster of any of peers ("ip" or "ip:port").
 
-        With data here: resume. Raises MeshDown when none answers for 15 s; Conflict for another
-        cluster or a port that is taken; Usage for an etcd that is not of an arpanet; EtcdDied.
+        With data here: resume. Raises MeshDown when none answers for patience_s, or it was not let
+        in for wait_s; Conflict for another cluster or a port that is taken; Usage for an etcd that
+        is not of an arpanet; EtcdDied. False: stopped.
         """
         if self.place.has_data():
             return self.resume(peers, wait_s)
         self._require_startable()
         deadline, given = time.monotonic() + wait_s, self._list_clients(peers)
         for attempt in range(4):
-            if not self._enter(given, deadline):
+            if not self._enter(given, deadline, patience_s):
                 return False
             try:
                 return self._wait_ready(max(1.0, deadline - time.monotonic()))
@@ -5494,10 +5555,13 @@ class EtcdMember:
     def step(self) -> str:
         """Do what is due and return a sentence about it, "" when nothing was.
 
-        Starts a dead etcd again, finishes a join, notes the member list. Blocks for up to about 3 s;
-        30 s when we were removed and join again.
+        Starts a dead etcd again, finishes a join, notes the member list. Blocks for about 3 s
+        at most; for 30 s when we were removed and join again. Raises ArpanetError, and the next
+        step tries on.
         """
-        if self._child is None or self._child.poll() is not None:
+        if self._child is None:
+            return ""
+        if self._child.poll() is not None:
             return self._revive()
         if not self.ready:
             return "is a master now" if self._settle() else ""
@@ -5547,7 +5611,7 @@ class EtcdMember:
         while not left and time.monotonic() < deadline:
             try:
                 left = self._leave_step()
-            except MeshDown as error:
+            except (MeshDown, Conflict) as error:
                 self._tell(f"leaving: {error}")
                 threading.Event().wait(0.4)
         if left == "gone":
@@ -5564,15 +5628,12 @@ class EtcdMember:
 
     # ---- private: joining
 
-    def _enter(self, given: Sequence[str], deadline: float) -> bool:
-        """Be added to the member list and start etcd; False when stopped or out of time."""
-        patience = time.monotonic() + PATIENCE_S
-        while not self._stop.is_set() and time.monotonic() < deadline:
+    def _enter(self, given: Sequence[str], deadline: float, patience_s: float) -> bool:
+        """Be added to the member list and start etcd; False when stopped."""
+        patience = time.monotonic() + patience_s
+        while not self._stop.is_set():
             try:
-                listing = fetch_first_members([*given, *self._list_others()], self._state.cluster)
-            except Conflict as error:
-                path = self.place.state_path
-                raise Conflict(f"{error}; to join it all the same, remove {path}") from error
+                listing = self._fetch_cluster(given)
             except MeshDown as error:
                 if time.monotonic() > patience:
                     raise MeshDown(self._describe_nobody(str(error))) from error
@@ -5581,8 +5642,17 @@ class EtcdMember:
                 patience = deadline
                 if self._enter_step(listing):
                     return True
+            if time.monotonic() > deadline:
+                raise MeshDown(f"could not join: {self._said}; try: arpanet master status")
             self._stop.wait(random.uniform(0.3, 0.8))
         return False
+
+    def _fetch_cluster(self, given: Sequence[str]) -> MemberList:
+        try:
+            return fetch_first_members([*given, *self._list_others()], self._state.cluster)
+        except Conflict as error:
+            path = self.place.state_path
+            raise Conflict(f"{error}; to join it all the same, remove {path}") from error
 
     def _enter_step(self, listing: MemberList) -> bool:
         """Do one step of joining; say whether etcd was started."""
@@ -5607,14 +5677,17 @@ class EtcdMember:
         return False
 
     def _require_arpanet(self, client: str) -> None:
-        """Raise Usage when this etcd is healthy and has not our mark."""
+        """Raise Usage when this etcd has had no mark of ours for 3 s (a boot needs a moment)."""
         key = base64.b64encode(MARK.encode()).decode()
-        answer = ask_gateway(client, "kv/range", {"key": key})
-        if not answer.get("kvs"):
-            raise Usage(
-                f"the etcd at {client} is not of an arpanet; try: arpanet master start --peers "
-                "ADDRESS, with the address of a master"
-            )
+        if ask_gateway(client, "kv/range", {"key": key}).get("kvs"):
+            return
+        self._unmarked_since = self._unmarked_since or time.monotonic()
+        if time.monotonic() - self._unmarked_since < 3:
+            raise GatewayRefused(f"{client} is not yet a master")
+        raise Usage(
+            f"the etcd at {client} is not of an arpanet; "
+            "try: arpanet master start --peers ADDRESS, with the address of a master"
+        )
 
     def _find_dead_learners(self, members: Sequence[Member]) -> list[int]:
         """Return the learners, not us, that have not answered for 15 s by our own watch."""
@@ -5633,8 +5706,12 @@ class EtcdMember:
                 if self._was_removed():
                     return self._join_afresh(deadline - time.monotonic())
                 raise EtcdDied(self._describe_death())
-            if self._settle():
-                return True
+            try:
+                if self._settle():
+                    return True
+            except Conflict:
+                self.stop()
+                raise
             self._stop.wait(0.2)
         return False
 
@@ -5661,8 +5738,8 @@ class EtcdMember:
         """Return our entry in the list, which proves that our own child answers on our port."""
         header = fetch_status(self.place.client)["header"]
         cluster, my_id = int(header["cluster_id"]), int(header["member_id"])
-        # a learner gives no list
-        listing = fetch_first_members([*self._list_others(), self.place.client], cluster)
+        # a learner gives no list, the others do
+        listing = fetch_first_members([self.place.client, *self._list_others()], cluster)
         me = next((member for member in listing.members if member.id == my_id), None)
         if me is None or self._state.member not in (0, my_id):
             raise GatewayDown(f"what answers at {self.place.client} is not our etcd")
@@ -5688,26 +5765,23 @@ class EtcdMember:
             log.debug("member list: %s", error)
             return
         clients = tuple(member.client for member in listing.members if member.client)
-        if clients and clients != self._state.peers:
+        if clients:
             self._save(self._state._replace(peers=clients))
 
     # ---- private: dying, coming back, leaving
 
     def _revive(self) -> str:
-        now = time.monotonic()
-        if self.ready or not self._restart_at:
-            self.ready = False
-            self._restart_at = now + find_backoff_s(self._failures)
-            self._failures += 1
-            if not self._was_removed():
-                return f"{self._describe_death()}; starting it again"
         if self._was_removed():
             joined = self._join_afresh(30)
-            return "was removed by the other masters; joined again" if joined else ""
-        if now < self._restart_at:
-            return ""
-        self._require_startable()
-        self._spawn("existing", f"{self.place.name}={self.place.peer_url}")
+            return "was removed by the other masters, and joined again" if joined else ""
+        if not self._restart_at:
+            self.ready = False
+            self._restart_at = time.monotonic() + find_backoff_s(self._failures)
+            self._failures += 1
+            return f"{self._describe_death()}; starting it again"
+        if time.monotonic() >= self._restart_at:
+            self._require_startable()
+            self._spawn("existing", f"{self.place.name}={self.place.peer_url}")
         return ""
 
     def _was_removed(self) -> bool:
@@ -5735,6 +5809,8 @@ class EtcdMember:
         leader = int(fetch_status(listing.via).get("leader", 0))
         step = decide_leave(listing.members, self._state.member, answering, leader)
         clients = {member.id: member.client for member in others}
+        # whom to ask once our own etcd has ended
+        self._save(self._state._replace(peers=(self.place.client, *clients.values())))
         if step.action == "remove-dead":
             self._tell("removing a dead master first, so that the others keep a majority")
             ask_gateway(listing.via, "cluster/member/remove", {"ID": str(step.target)})
@@ -5831,6 +5907,8 @@ class EtcdMember:
         return self._list_clients(self._state.peers)
 
     def _save(self, state: MemberState) -> None:
+        # etcd lists members by their random ids; sorted, the file changes only when they do
+        state = state._replace(peers=tuple(sorted(state.peers)))
         if state != read_state(self.place.state_path):
             write_state(self.place.state_path, state)
         self._state = state
@@ -5843,13 +5921,14 @@ class EtcdMember:
     def _describe_waiting(self, reason: str) -> str:
         silent = [client for client in self._list_others() if not is_open(client)]
         if not silent:
-            return f"waiting for etcd on this machine: {reason}"
+            own = reason.startswith(self.place.client)
+            return "waiting for etcd on this machine" + ("" if own else f": {reason}")
         return f"waiting for {', '.join(client.rpartition(':')[0] for client in silent)} to answer"
 
     def _describe_death(self) -> str:
         code = self._child.returncode if self._child else None
-        tail = self.fetch_log_tail() or "it logged nothing"
-        return f"etcd ended ({code}); its last words in {self.place.log_path}:\n{tail}"
+        words = find_last_words(self.fetch_log_tail(200))
+        return f"etcd ended ({code}): {words}; its log is {self.place.log_path}"
 
     def _describe_nobody(self, reasons: str) -> str:
         return (
@@ -6292,7 +6371,7 @@ class Agent:
         """Serve a request of a member. Thread: pump."""
         verb, _, line = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
         path = line.partition(" ")[0]
-        known = peer[0] == self._node.settings.ip or peer[0] in self._node.view.members()
+        known = peer[0] == self._node.settings.ip or peer[0] in self._node.view.members
         if verb == "CONNECT" and known:
             target = Target(self._find_address(path))
             self._slave.pump.dial(sock, target, answer=AGENT_OK, early=rest)
@@ -6335,10 +6414,10 @@ class Agent:
     def _require_member(self, ip: str) -> None:
         """Raise Forbidden unless the address is of a machine of this arpanet."""
         view = self._node.view
-        if ip == self._node.settings.ip or ip in view.members():
+        if ip == self._node.settings.ip or ip in view.members:
             return
         view = self._node.sync_view()
-        if ip not in view.members():
+        if ip not in view.members:
             log.warning("refused %s, which is no master or slave of this arpanet", ip)
             raise Forbidden(f"{ip} is no master or slave of this arpanet")
 
@@ -6462,18 +6541,22 @@ class Slave:
         return None
 
     def _adopt_volumes(self) -> None:
-        """Pin the named volumes that were here before arpanet to this host."""
+        """Pin the named volumes that are here to this host: arpanet may not have made them."""
         with engine_errors():
             volumes = (self.engine.volumes() or {}).get("Volumes") or ()
-        value = dump_json({"host": self.settings.hostname})
         for volume in volumes:
-            name = volume["Name"]
-            if name not in self.node.view.volumes and not re.fullmatch("[0-9a-f]{64}", name):
-                self.node.mesh.claim(key_of("volumes", name), value)
+            self._adopt_volume(volume["Name"])
+
+    def _adopt_volume(self, name: str) -> None:
+        if name not in self.node.view.volumes and not re.fullmatch("[0-9a-f]{64}", name):
+            value = dump_json({"host": self.settings.hostname})
+            self.node.mesh.claim(key_of("volumes", name), value)
 
     def _open_events(self) -> Any:
         with engine_errors():
-            return self.engine.events(decode=True, filters={"type": ["container", "network"]})
+            return self.engine.events(
+                decode=True, filters={"type": ["container", "network", "volume"]}
+            )
 
     def _read_events(self) -> None:
         """Publish what changes; when the engine went away, publish all once it is back."""
@@ -6500,6 +6583,9 @@ class Slave:
             container_id = (actor.get("Attributes") or {}).get("container", "")
             if action in ("connect", "disconnect") and container_id:
                 self.publisher.ask(container_id)
+        elif event.get("Type") == "volume":
+            if action == "create":
+                self._adopt_volume(actor["ID"])
         elif action in PUBLISH_ON or action == "health_status":
             self.publisher.ask(actor["ID"])
 
@@ -6670,7 +6756,10 @@ class Master:
         for address in addresses:
             require_free_port(address, settings.api_port)
         self._enter()
-        self._say("waiting for etcd to have a leader")
+        self._say(
+            "there is no TLS: whoever reaches this port is root on all hosts, "
+            "so keep it on a private network"
+        )
         self.node = Node(settings, open_mesh(settings, (settings.ip,), self._stop), self._stop)
         self.node.report = self.report
         self.node.follow()
@@ -6865,8 +6954,14 @@ def run_daemon(
 ) -> int:
     """Run a daemon until a signal; return the exit code."""
     stop = threading.Event()
+    asked: list[int] = []  # the signals that asked us to stop
+
+    def ask_stop(number: int, _frame: Any) -> None:
+        asked.append(number)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, ask_stop)
     daemon = None
     try:
         lock = take_lock(lock_path(settings, role))
@@ -6888,7 +6983,7 @@ def run_daemon(
             daemon.close()
     log.info("stopped")
     os.close(lock)
-    return 0
+    return 0 if asked else 1  # a thread died of a fault: systemd starts us afresh
 
 
 def detach(log_path: str) -> int | None:

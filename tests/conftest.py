@@ -15,16 +15,18 @@ from typing import Any, TypeVar
 import pytest
 from lab import Lab, leftovers
 
+from arpanet import ArpanetError
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 FAILED = Path(__file__).parent / "lab" / "failed"
 HOSTS = ("h1", "h2", "h3")
-POLL_S = 0.1
+POLL_S = 0.05
 
 
 def eventually(what: str, probe: Callable[[], T], within_s: float = 30.0) -> T:
-    """Return what probe returns, as soon as it raises no AssertionError, LookupError or failure.
+    """Return what probe returns, as soon as it raises no failed assertion, look-up or command.
 
     within_s: seconds, multiplied by ARPANET_TEST_SLOW. Raises AssertionError with the last error.
     """
@@ -32,10 +34,27 @@ def eventually(what: str, probe: Callable[[], T], within_s: float = 30.0) -> T:
     while True:
         try:
             return probe()
-        except (AssertionError, LookupError, subprocess.CalledProcessError) as error:
+        except (
+            AssertionError,
+            LookupError,
+            OSError,
+            subprocess.CalledProcessError,
+            ArpanetError,
+        ) as error:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {within_s:g} s: {what}; last: {error}") from error
         threading.Event().wait(POLL_S)
+
+
+def until(what: str, probe: Callable[[], T], within_s: float = 10.0) -> T:
+    """Return the first true value of probe; see eventually()."""
+
+    def check() -> T:
+        value = probe()
+        assert value, f"saw {value!r}"
+        return value
+
+    return eventually(what, check, within_s)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,9 @@ TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "apt-get")
 # Not on a bare Debian, and not what bootstrap.sh is to bring: systemd for a booted machine, busybox for a test image.
 INCLUDED = "systemd-sysv,dbus,busybox-static"
 # What bootstrap.sh is to install; apt keeps these in its cache inside the machine, not installed.
-DOWNLOADED = "docker.io etcd-server etcd-client python3 python3-venv iproute2 iptables ca-certificates"
+DOWNLOADED = (
+    "docker.io etcd-server etcd-client python3 python3-venv iproute2 iptables ca-certificates"
+)
 # docker-cli is a package of its own from Debian 13 on
 DOWNLOAD = f"""
 apt-get update -qq
@@ -95,7 +97,9 @@ def read_sources() -> list[str]:
 def read_apt_settings() -> str:
     """Return how this machine's apt fetches (a proxy, say), as lines of an apt.conf."""
     lines = call("apt-config", "dump", "Acquire").splitlines()
-    return "\n".join(line for line in lines if "IndexTargets" not in line and "Changelogs" not in line)
+    return "\n".join(
+        line for line in lines if "IndexTargets" not in line and "Changelogs" not in line
+    )
 
 
 def make_debian(root: pathlib.Path) -> None:
@@ -121,7 +125,14 @@ def fetch_packages(directory: pathlib.Path) -> None:
     call("/usr/bin/python3", "-m", "venv", python.parents[1])
     pip = [python, "-m", "pip"]
     call(*pip, "install", "--require-hashes", "-r", tools, within_s=300)
-    download = ["download", "--require-hashes", "--no-deps", "--no-build-isolation", "-d", directory]
+    download = [
+        "download",
+        "--require-hashes",
+        "--no-deps",
+        "--no-build-isolation",
+        "-d",
+        directory,
+    ]
     call(*pip, *download, "-r", tools, "-r", REPO / "requirements.txt", within_s=300)
 
 
@@ -178,14 +189,18 @@ class Machine:
         """Make the machine, and return when commands can be run in it."""
         for name in ("root", "upper", "work", "docker"):
             (self.directory / name).mkdir(parents=True)
-        layers = f"lowerdir={self.debian},upperdir={self.directory}/upper,workdir={self.directory}/work"
+        layers = (
+            f"lowerdir={self.debian},upperdir={self.directory}/upper,workdir={self.directory}/work"
+        )
         call("mount", "-t", "overlay", "overlay", "-o", layers, self.root)
         self.copy_checkout()
         self.nspawn = self.spawn()
         self.leader = self.wait_leader(self.nspawn)
         wait_until("the machine is up", self.is_up, 30)
         # dockerd makes control groups, and nspawn gives most of them read-only
-        self.sh("awk '$3 ~ /^cgroup/ { print $2 }' /proc/mounts | xargs -n1 mount -o remount,bind,rw")
+        self.sh(
+            "awk '$3 ~ /^cgroup/ { print $2 }' /proc/mounts | xargs -n1 mount -o remount,bind,rw"
+        )
 
     def copy_checkout(self) -> None:
         """Copy what a user's clone has."""
@@ -202,7 +217,9 @@ class Machine:
         command += ["-D", str(self.root), f"--bind={self.directory / 'docker'}:/var/lib/docker"]
         command += ["--boot"] if self.boots else ["--as-pid2", "sleep", "infinity"]
         with open(self.directory / "console", "wb") as console:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console
+            )
 
     def wait_leader(self, nspawn: subprocess.Popen[bytes]) -> int:
         """Return the machine's first process, as it is seen from here."""
@@ -234,7 +251,9 @@ class Machine:
         """Return what a script prints. Raises AssertionError, with the machine's logs, if it fails."""
         done = self.enter(script, within_s)
         if done.returncode != 0:
-            raise AssertionError(f"{script}\nended with {done.returncode}:\n{done.stdout}\n{self.logs()}")
+            raise AssertionError(
+                f"{script}\nended with {done.returncode}:\n{done.stdout}\n{self.logs()}"
+            )
         return done.stdout
 
     def logs(self) -> str:
@@ -300,7 +319,9 @@ def test_a_fresh_debian_becomes_an_arpanet_with_one_command(
         assert "docker -H tcp://127.0.0.1:8791 run --name hello" in printed.splitlines()[-1]
         machine.sh(IMAGE)
         assert machine.sh(HELLO) == "hi\n"
-        assert machine.sh("systemctl is-enabled arpanet-master arpanet-slave") == "enabled\nenabled\n"
+        assert (
+            machine.sh("systemctl is-enabled arpanet-master arpanet-slave") == "enabled\nenabled\n"
+        )
         assert machine.enter("systemctl is-active etcd").stdout == "inactive\n"
 
         before = pids(machine)

@@ -17,28 +17,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
+from conftest import until
 
 import arpanet as links
 from arpanet import AGENT_OK, Conflict, LinkListener, NotFound, Pump, Target, UnixListener
 
 ROOT = Path(__file__).resolve().parents[2]
 
-T = TypeVar("T")
 Pair = tuple[socket.socket, socket.socket]
 BOUNDARIES = (0, 1, 65535, 65536, 65537, (1 << 20) + 1, 5_000_003)
 WAIT_S = 5.0 * float(os.environ.get("ARPANET_TEST_SLOW", "1"))
-
-
-def until(what: str, probe: Callable[[], T], within_s: float = WAIT_S) -> T:
-    """Return the first true value of the probe; raise with the last one seen."""
-    deadline, pause = time.monotonic() + within_s, threading.Event()
-    while not (value := probe()):
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}; saw {value!r}"
-        pause.wait(0.005)
-    return value
 
 
 def open_fds() -> int:

@@ -126,7 +126,10 @@ def test_one_who_is_not_root_is_told_to_use_sudo(shell: str) -> None:
         user=NOBODY if os.getuid() == 0 else None,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "bootstrap.sh: this changes the machine and needs root: sudo ./bootstrap.sh\n"
+    assert (
+        done.stderr
+        == "bootstrap.sh: this changes the machine and needs root: sudo ./bootstrap.sh\n"
+    )
 
 
 def test_what_is_no_checkout_needs_a_url(tmp_path: pathlib.Path) -> None:

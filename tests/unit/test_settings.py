@@ -18,6 +18,7 @@ def read(flag: str | None = None, variable: str | None = None, line: str | None 
         {} if variable is None else {"ARPANET_API_PORT": variable},
         {} if line is None else {"ARPANET_API_PORT": line},
         "box",
+        "master",
     )
 
 
@@ -34,7 +35,19 @@ def test_a_flag_wins_over_the_environment_the_file_and_the_default() -> None:
 
 def test_the_machines_name_is_the_default_hostname() -> None:
     assert read().hostname == "box"
-    assert read_settings({}, {"HOSTNAME": "other"}, {}, "box").hostname == "other"
+    assert read_settings({}, {"HOSTNAME": "other"}, {}, "box", "master").hostname == "other"
+
+
+def role_of(name: str) -> str:
+    """Return a role that reads a setting."""
+    return next(row for row in SETTINGS if row.name == name).roles.split()[0]
+
+
+def test_what_a_role_does_not_read_may_be_anything() -> None:
+    environment = {"DOCKER_HOST": "tcp://192.168.8.120:8791"}
+    assert read_settings({}, environment, {}, "box", "client").docker_host == "/var/run/docker.sock"
+    with pytest.raises(Usage):
+        read_settings({}, environment, {}, "box", "slave")
 
 
 BAD = {
@@ -55,7 +68,7 @@ BAD = {
 def test_a_bad_value_names_flag_variable_and_value(name: str, text: str) -> None:
     row = next(s for s in arpanet.SETTINGS if s.name == name)
     with pytest.raises(Usage) as caught:
-        read_settings({name: text}, {}, {}, "box")
+        read_settings({name: text}, {}, {}, "box", role_of(name))
     for part in (row.flag, row.variable, repr(text)):
         assert part in str(caught.value)
     assert caught.value.exit_code == 2
@@ -76,7 +89,7 @@ GOOD = [
 
 @pytest.mark.parametrize(("name", "text", "value"), GOOD)
 def test_a_value_is_read(name: str, text: str, value: object) -> None:
-    assert getattr(read_settings({name: text}, {}, {}, "box"), name) == value
+    assert getattr(read_settings({name: text}, {}, {}, "box", role_of(name)), name) == value
 
 
 def test_the_file_has_comments_quotes_and_exports(tmp_path: Path) -> None:
