@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import arpanet
-from arpanet import Settings, Usage, choose_ip, read_env_file, read_settings
+from arpanet import SETTINGS, Settings, Usage, choose_ip, read_env_file, read_settings
 
 
 def read(flag: str | None = None, variable: str | None = None, line: str | None = None) -> Settings:
