@@ -1596,10 +1596,10 @@ def link_environment(
     lines = []
     if ports:
         lines.append(f"{prefix}_PORT={ports[0].protocol}://{link.vip}:{ports[0].number}")
+    for row in port_rows(ports):
+        lines += row_environment(prefix, link.vip, row)
     for port in ports:
-        lines += port_environment(
-            f"{prefix}_PORT_{port.number}_{port.protocol.upper()}", link.vip, port
-        )
+        lines += port_environment(prefix, link.vip, port)
     lines.append(f"{prefix}_NAME=/{consumer}/{link.alias}")
     for line in env:
         name, separator, _ = line.partition("=")
@@ -1621,13 +1621,44 @@ def parse_expose(expose: Iterable[str]) -> list[ExposedPort]:
     return [ExposedPort(int(n), protocol or "tcp") for n, _, protocol in split if n.isdigit()]
 
 
-def port_environment(prefix: str, vip: str, port: ExposedPort) -> list[str]:
+def port_environment(alias: str, vip: str, port: ExposedPort) -> list[str]:
     """Return the variables of one exposed port."""
+    prefix = f"{alias}_PORT_{port.number}_{port.protocol.upper()}"
     return [
         f"{prefix}={port.protocol}://{vip}:{port.number}",
         f"{prefix}_ADDR={vip}",
         f"{prefix}_PORT={port.number}",
         f"{prefix}_PROTO={port.protocol}",
+    ]
+
+
+class PortRow(NamedTuple):
+    """Consecutive ports of one protocol."""
+
+    first: ExposedPort
+    last: ExposedPort
+
+
+def port_rows(ports: Iterable[ExposedPort]) -> list[PortRow]:
+    """Return the rows of three or more consecutive ports."""
+    rows: list[PortRow] = []
+    for port in sorted(ports, key=lambda p: (p.protocol, p.number)):
+        if rows and rows[-1].last == ExposedPort(port.number - 1, port.protocol):
+            rows[-1] = PortRow(rows[-1].first, port)
+        else:
+            rows.append(PortRow(port, port))
+    return [row for row in rows if row.last.number - row.first.number >= 2]
+
+
+def row_environment(alias: str, vip: str, row: PortRow) -> list[str]:
+    """Return what a row of ports has besides the variables of each port."""
+    first, last = row.first.number, row.last.number
+    prefix = f"{alias}_PORT_{first}_{row.first.protocol.upper()}"
+    return [
+        f"{prefix}_START={row.first.protocol}://{vip}:{first}",
+        f"{prefix}_PORT_START={first}",
+        f"{prefix}_END={row.first.protocol}://{vip}:{last}",
+        f"{prefix}_PORT_END={last}",
     ]
 
 
