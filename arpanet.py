@@ -1676,7 +1676,9 @@ def create_body(
 ) -> dict[str, Any]:
     """Return the body that the engine gets: links and volumes made of what one engine has."""
     host_config = dict(body.get("HostConfig") or {})
+    own = {line.partition("=")[0] for line in wish.env}  # of two, most programs see the first
     env = [line for t in targets for line in link_environment(wish.name, t.link, t.expose, t.env)]
+    env = [line for line in env if line.partition("=")[0] not in own]
     hosts = strings_of(host_config, "ExtraHosts", "HostConfig.ExtraHosts")
     given = {entry.partition(":")[0] for entry in hosts}
     for t in targets:
