@@ -1420,7 +1420,7 @@ def link_wish(text: str) -> LinkWish:
 
 def volume_name(container: str, path: str) -> str:
     """Return the volume of a container and a path: readable, and no two share one."""
-    readable = re.sub("[^a-zA-Z0-9_.-]+", "-", path.strip("/")) or "root"
+    readable = re.sub("[^a-zA-Z0-9_.-]+", "-", path.strip("/"))[:64] or "root"
     digest = hashlib.sha256(f"{container}\0{path.rstrip('/')}".encode()).hexdigest()[:8]
     return f"{container}_{readable}_{digest}"
 
@@ -1429,7 +1429,7 @@ def bind_of(container: str, text: str) -> str:
     """Return the bind that an ARPANET_VOLUMEn means. Raises BadRequest."""
     source, _, rest = text.partition(":")
     if source.startswith("/") and not rest.startswith("/"):  # /data, /data:ro
-        path = os.path.normpath(source)
+        path = os.path.normpath("/" + source.lstrip("/"))  # it would keep two slashes in front
         return f"{volume_name(container, path)}:{path}{':' + rest if rest else ''}"
     if not rest.startswith("/") or not source:
         raise BadRequest(f"a volume is /PATH, NAME:/PATH or /DIR:/PATH, not {text!r}")
