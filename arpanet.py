@@ -1059,8 +1059,8 @@ def binding_keys(port_bindings: Mapping[str, Any]) -> Iterator[str]:
         protocol = port.partition("/")[2] or "tcp"
         for binding in bindings or ():
             ip, number = binding.get("HostIp") or "", str(binding.get("HostPort") or "")
-            if number and number != "0":
-                yield f"{'' if ip in ('', '0.0.0.0') else ip + ':'}{number}/{protocol}"
+            if number.isdecimal() and number != "0":  # of 8000-8010 the engine takes a free one
+                yield f"{'' if ip in ('', '0.0.0.0', '::') else ip + ':'}{number}/{protocol}"
 
 
 def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Container:
