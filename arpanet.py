@@ -176,7 +176,7 @@ def parse_text(text: str) -> str:
 
 def parse_port(text: str) -> int:
     """Return a TCP port. Raises ValueError."""
-    if not text.isdigit() or not 0 < int(text) < 65536:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         raise ValueError("a port is a number from 1 to 65535")
     return int(text)
 
@@ -638,7 +638,7 @@ def load_object(text: bytes, what: str) -> dict[str, Any]:
     """Return a JSON object. Raises BadRequest that says what is malformed."""
     try:
         value = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise BadRequest(f"{what} is not JSON: {e}") from e
     if not isinstance(value, dict):
         raise BadRequest(f"{what} must be a JSON object")
@@ -761,7 +761,9 @@ class Body:
             codings = ",".join(headers.get_all("Transfer-Encoding", [])).lower().strip()
             if codings != "chunked" or lengths:
                 raise BadRequest("a body is either chunked or has one Content-Length")
-        if len(set(lengths)) > 1 or any(not x.strip().isdigit() for x in lengths):
+        if len(set(lengths)) > 1 or any(
+            not re.fullmatch("[0-9]{1,18}", x.strip()) for x in lengths
+        ):
             raise BadRequest(f"Content-Length cannot be {', '.join(lengths)!r}")
         self.length = int(lengths[0]) if lengths else 0
         self.finished = not self.chunked and self.length == 0
@@ -1228,15 +1230,11 @@ def match_label(container: Container, value: str) -> bool:
 
 def match_port(ports: Iterable[str], value: str) -> bool:
     """Return whether "80", "80/udp" or "8000-8080/tcp" covers one of the ports."""
-    span, _, protocol = value.partition("/")
-    first, _, last = span.partition("-")
-    if not first.isdigit() or not (last or first).isdigit():
+    match = re.fullmatch("([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(.*))?", value)
+    if not match:
         raise BadRequest(f"invalid port: {value}")
-    for port in ports:
-        number, _, kind = port.partition("/")
-        if kind == (protocol or "tcp") and int(first) <= int(number) <= int(last or first):
-            return True
-    return False
+    first, last, protocol = int(match[1]), int(match[2] or match[1]), match[3] or "tcp"
+    return any(p.protocol == protocol and first <= p.number <= last for p in parse_expose(ports))
 
 
 def published_ports(container: Container) -> list[str]:
@@ -1618,7 +1616,7 @@ class ExposedPort(NamedTuple):
 def parse_expose(expose: Iterable[str]) -> list[ExposedPort]:
     """Return the ports of "5432/tcp" texts."""
     split = [text.partition("/") for text in expose]
-    return [ExposedPort(int(n), protocol or "tcp") for n, _, protocol in split if n.isdigit()]
+    return [ExposedPort(int(n), protocol or "tcp") for n, _, protocol in split if n.isdecimal()]
 
 
 def port_environment(alias: str, vip: str, port: ExposedPort) -> list[str]:
@@ -6417,7 +6415,7 @@ class Agent:
         if what == "engine":
             return self._node.settings.docker_host
         name, _, port = what.rpartition(":")
-        if not port.isdigit():
+        if not port.isdecimal():
             raise BadRequest(f"CONNECT engine or CONNECT NAME:PORT is needed, not {what!r}")
         host = self._node.settings.hostname
         route = find_route(self._node.view, host, name, int(port))
