@@ -401,7 +401,8 @@ start_docker() {
         quietly systemctl enable --now docker.service || true
     elif ! { [ -x /etc/init.d/docker ] && quietly sh /etc/init.d/docker start && wait_for_docker 10; }; then
         mkdir -p "$LOGS"
-        alone setsid dockerd >>"$LOGS/dockerd.log" 2>&1 &
+        # not through alone: the shell that waits for a function would keep our standard output open
+        setsid dockerd </dev/null >>"$LOGS/dockerd.log" 2>&1 9>&- &
     fi
     wait_for_docker 60 || die "Docker does not start; see: $(systemd_runs && echo journalctl -u docker || echo "$LOGS/dockerd.log")"
 }
@@ -443,16 +444,19 @@ start_role() {
             die "the $1 does not start; see: journalctl -u arpanet-$1"
         }
     else
-        if daemon quietly "$1" status; then
+        if daemon_runs "$1"; then
             [ "$changed" = 1 ] || return 0
-            daemon run "$1" stop
+            daemon stop "$1"
         fi
-        daemon run "$1" start || die "the $1 does not start"
+        daemon start "$1" || die "the $1 does not start"
     fi
 }
 
-# daemon HOW ROLE VERB: with the environment of a service, where there are no services; HOW is run or quietly.
-daemon() { "$1" env PATH="$SERVICE_PATH" PEX_ROOT="$CACHE/pex" "$BIN" "$2" "$3"; }
+# daemon VERB ROLE: with the environment of a service, where there are no services.
+daemon() { run env PATH="$SERVICE_PATH" PEX_ROOT="$CACHE/pex" "$BIN" "$2" "$1"; }
+
+# daemon_runs ROLE. A daemon holds its pid file locked; the number in it is not to be trusted.
+daemon_runs() { [ -e "/run/arpanet/$1.pid" ] && ! quietly flock -n "/run/arpanet/$1.pid" true; }
 
 say_next() {
     if [ "$role" = none ] || [ "$no_start" = 1 ]; then
@@ -469,7 +473,7 @@ remove() {
     if systemd_runs; then
         run systemctl disable --now arpanet-slave.service arpanet-master.service 2>/dev/null || true
     fi
-    for r in slave master; do [ ! -x "$BIN" ] || ! daemon quietly "$r" status || daemon run "$r" stop || true; done
+    for r in slave master; do ! daemon_runs "$r" || daemon stop "$r" || true; done
     run rm -f "$BIN" "$UNITS/arpanet-master.service" "$UNITS/arpanet-slave.service"
     run rm -rf "$CACHE"
     if systemd_runs; then run systemctl daemon-reload; fi

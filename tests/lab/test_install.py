@@ -61,8 +61,8 @@ def require_lab() -> None:
         pytest.skip(reason)
 
 
-def call(*command: str | pathlib.Path, within_s: float = 120, **options: object) -> str:
-    """Return what a command prints, both outputs in one. Raises AssertionError with it if it fails."""
+def call(*command: str | pathlib.Path, within_s: float = 120) -> str:
+    """Return what a command prints, both outputs. Raises AssertionError with it if it fails."""
     done = subprocess.run(
         [str(part) for part in command],
         stdin=subprocess.DEVNULL,
@@ -70,10 +70,9 @@ def call(*command: str | pathlib.Path, within_s: float = 120, **options: object)
         stderr=subprocess.STDOUT,
         text=True,
         timeout=within_s * SLOW,
-        **options,  # type: ignore[call-overload]
     )
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
-    return str(done.stdout)
+    return done.stdout
 
 
 def wait_until(what: str, is_so: Callable[[], bool], within_s: float) -> None:
@@ -123,17 +122,10 @@ def fetch_packages(directory: pathlib.Path) -> None:
     tools.write_text("\n".join(re.findall(r"^(?:TOOLS=')?(\S+==\S+ --hash=\S+?)'?$", script, re.M)))
     python = directory.with_name("venv") / "bin/python"
     call("/usr/bin/python3", "-m", "venv", python.parents[1])
-    pip = [python, "-m", "pip"]
-    call(*pip, "install", "--require-hashes", "-r", tools, within_s=300)
-    download = [
-        "download",
-        "--require-hashes",
-        "--no-deps",
-        "--no-build-isolation",
-        "-d",
-        directory,
-    ]
-    call(*pip, *download, "-r", tools, "-r", REPO / "requirements.txt", within_s=300)
+    call(python, "-m", "pip", "install", "--require-hashes", "-r", tools, within_s=300)
+    options = ["--require-hashes", "--no-deps", "--no-build-isolation", "-r", str(tools)]
+    download = [*options, "-r", str(REPO / "requirements.txt"), "-d", str(directory)]
+    call(python, "-m", "pip", "download", *download, within_s=300)
 
 
 @contextlib.contextmanager
@@ -167,6 +159,17 @@ def packages(debian: pathlib.Path) -> Iterator[pathlib.Path]:
     recipe = (REPO / "requirements.txt").read_text() + (REPO / "build_zipapp.sh").read_text()
     with kept("packages", recipe, fetch_packages) as directory:
         yield directory
+
+
+@pytest.fixture(scope="module")
+def pex(packages: pathlib.Path) -> pathlib.Path:
+    """Return arpanet.pex for Debian's own Python."""
+    build = packages.parent / "build"
+    build.mkdir(exist_ok=True)
+    for name in ("arpanet.py", "requirements.txt", "build_zipapp.sh"):
+        shutil.copy(REPO / name, build)
+    call("env", "PYTHON=/usr/bin/python3", build / "build_zipapp.sh", within_s=300)
+    return build / "dist/arpanet.pex"
 
 
 # ---- the machine --------------------------------------------------------------------------------
@@ -248,12 +251,11 @@ class Machine:
         )
 
     def sh(self, script: str, within_s: float = 120) -> str:
-        """Return what a script prints. Raises AssertionError, with the machine's logs, if it fails."""
+        """Return what a script prints. Raises AssertionError, with logs, if it fails."""
         done = self.enter(script, within_s)
         if done.returncode != 0:
-            raise AssertionError(
-                f"{script}\nended with {done.returncode}:\n{done.stdout}\n{self.logs()}"
-            )
+            said = f"{script}\nended with {done.returncode}:\n{done.stdout}"
+            raise AssertionError(f"{said}\n{self.logs()}")
         return done.stdout
 
     def logs(self) -> str:
@@ -329,6 +331,40 @@ def test_a_fresh_debian_becomes_an_arpanet_with_one_command(
         assert pids(machine) == before, "the second run restarted something"
 
         machine.sh("cd arpanet && ./bootstrap.sh --uninstall --purge")
-        left = "/etc/arpanet /var/lib/arpanet /var/log/arpanet /var/cache/arpanet /usr/local/bin/arpanet"
-        assert machine.enter(f"ls -d {left} 2>/dev/null").stdout == ""
+        left = "ls -d /etc/arpanet /var/*/arpanet /usr/local/bin/arpanet 2>/dev/null"
+        assert machine.enter(left).stdout == ""
         assert machine.sh("docker ps -aq").strip() != "", "uninstall took a container"
+
+
+def test_a_machine_without_systemd_gets_one_from_a_file(
+    debian: pathlib.Path, pex: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with running(debian, tmp_path / "machine", boots=False) as machine:
+        give_address(machine, "10.9.8.7/24")
+        for name in ("arpanet.pex", "arpanet.pex.sha256"):
+            shutil.copy(pex.with_name(name), machine.root / "root")
+        install = "./arpanet/bootstrap.sh --start --url file:///root/arpanet.pex"
+
+        wrong = machine.enter(f"{install} --sha256 {64 * '0'}")
+        assert (wrong.returncode, "nothing was changed" in wrong.stdout) == (1, True)
+        assert machine.enter("command -v python3 dockerd arpanet").stdout == ""
+
+        machine.sh(install, within_s=300)
+        machine.sh(IMAGE)
+        assert machine.sh(HELLO) == "hi\n"
+        assert "ARPANET_IP" not in machine.sh("cat /etc/arpanet/arpanet.env")
+
+        before = machine.sh("cat /run/arpanet/*.pid")
+        machine.sh(install)
+        assert machine.sh("cat /run/arpanet/*.pid") == before, "the second run restarted something"
+
+        machine.sh("head -c 2000000 arpanet.pex >half.pex; sha256sum half.pex >half.pex.sha256")
+        half = machine.enter("./arpanet/bootstrap.sh --start --url ./half.pex")
+        assert (half.returncode, "nothing was replaced" in half.stdout) == (1, True)
+        assert machine.sh("docker -H tcp://10.9.8.7:8791 ps -aq") != ""
+
+
+def give_address(machine: Machine, address: str) -> None:
+    """Give the machine one network interface, which leads nowhere."""
+    for words in ("link add eth0 type bridge", f"address add {address} dev eth0", "link set eth0 up"):
+        call("nsenter", "-t", str(machine.leader), "-n", "ip", *words.split())
