@@ -1540,9 +1540,16 @@ def obstacle(view: View, host: Host, wish: CreateWish, pins: Mapping[str, str]) 
         return "the host is down"
     held = {b for c in view.containers.values() if c.host == host.name for b in c.bindings}
     for binding in wish.bindings:
-        if binding in held or binding.rpartition(":")[2] in held:
+        if any(collide(binding, other) for other in held):
             return f"port {binding} is taken"
     return ""
+
+
+def collide(binding: str, other: str) -> bool:
+    """Return whether one host cannot give away both: without an address is at all addresses."""
+    ip, _, port = binding.rpartition(":")
+    other_ip, _, other_port = other.rpartition(":")
+    return port == other_port and (ip == other_ip or not ip or not other_ip)
 
 
 def place(view: View, wish: CreateWish, pins: Mapping[str, str]) -> str:
