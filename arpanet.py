@@ -1456,18 +1456,29 @@ def object_of(body: Mapping[str, Any], field: str, what: str) -> dict[str, Any]:
     return value
 
 
+def objects_of(body: Mapping[str, Any], field: str, what: str) -> list[dict[str, Any]]:
+    """Return a list of objects of a JSON body. Raises BadRequest."""
+    value = body.get(field) or []
+    if not isinstance(value, list) or not all(isinstance(x, dict) for x in value):
+        raise BadRequest(f"{what} must be a list of objects")
+    return value
+
+
 def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
     """Return what a create asks for. Raises BadRequest."""
     name = check_new_name(name)
     host_config = object_of(body, "HostConfig", "HostConfig")
     env = split_env(strings_of(body, "Env", "Env"))
     binds = strings_of(host_config, "Binds", "HostConfig.Binds")
-    mounts = host_config.get("Mounts") or []
+    mounts = objects_of(host_config, "Mounts", "HostConfig.Mounts")
     taken = {destination_of(b) for b in binds} | {str(m.get("Target")).rstrip("/") for m in mounts}
     own = [bind_of(name, text) for text in env.volumes]
     binds += tuple(b for b in own if destination_of(b) not in taken)
     named = [b.partition(":")[0] for b in binds if ":" in b and not b.startswith("/")]
-    named += [m["Source"] for m in mounts if m.get("Type") == "volume" and m.get("Source")]
+    named += [str(m["Source"]) for m in mounts if m.get("Type") == "volume" and m.get("Source")]
+    bindings = object_of(host_config, "PortBindings", "HostConfig.PortBindings")
+    for port in bindings:
+        objects_of(bindings, port, f"HostConfig.PortBindings {port}")
     links = env.links + strings_of(host_config, "Links", "HostConfig.Links")
     return CreateWish(
         name,
@@ -1477,7 +1488,7 @@ def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
         binds,
         tuple(dict.fromkeys(named)),
         tuple(companions_of(host_config)),
-        tuple(binding_keys(object_of(host_config, "PortBindings", "HostConfig.PortBindings"))),
+        tuple(binding_keys(bindings)),
         host_config.get("NetworkMode") == "host",
     )
 
@@ -1689,7 +1700,7 @@ def create_body(
     for t in targets:
         names = dict.fromkeys((t.link.alias, t.hostname, t.link.target))
         hosts += tuple(f"{n}:{t.link.vip}" for n in names if n and n not in given)
-    labels = dict(body.get("Labels") or {})
+    labels = dict(object_of(body, "Labels", "Labels"))
     if targets:
         labels[LABEL_LINKS] = json.dumps([list(t.link) for t in targets])
     labels.update({LABEL_VOLUMES: ",".join(wish.volumes)} if wish.volumes else {})
@@ -4491,10 +4502,7 @@ def create_container(call: Call) -> Reply:
     name = call.text("name")
     if not name and call.node.settings.auto_name:
         name = invent_name(view)
-    try:
-        wish = read_create(name, body)
-    except (TypeError, AttributeError, KeyError) as e:
-        raise BadRequest(f"the body is not that of a create: {e}") from e
+    wish = read_create(name, body)
     targets = require_link_targets(view, wish)
     with contextlib.ExitStack() as undo:
         host = place_create(call, view, wish, undo)

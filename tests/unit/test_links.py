@@ -957,7 +957,7 @@ def test_a_half_closed_idle_connection_does_not_spin(
 def test_out_of_descriptors_heals() -> None:
     """In a process of its own, for its limit is the process's."""
     script = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+import sys; sys.path[:0] = {sys.path!r}
 import test_links; test_links.run_out_of_descriptors()
 """
     done = subprocess.run(
