@@ -1094,6 +1094,8 @@ def find_by_name(view: View, name: str) -> Container | None:
     """Return the container that holds a name, or the one at NAME@HOST."""
     plain, _, host = name.partition("@")
     entry = view.names.get(plain)
+    if name.endswith("@"):
+        return None
     if entry and entry.id in view.containers and host in ("", entry.host):
         return view.containers[entry.id]
     named = [c for c in view.containers.values() if c.name == plain and host in ("", c.host)]
@@ -4392,6 +4394,16 @@ def stats_container(call: Call) -> Reply:
     return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
 
 
+def claim_rename(call: Call, container: Container, name: str) -> Claim:
+    """Return the claim on a container's next name. Raises in the engine's words for a rename."""
+    if name == container.name:
+        raise BadRequest("Renaming a container with the same name as its current name")
+    try:
+        return claim_name(call, check_new_name(name), container.host)
+    except (BadRequest, Conflict) as e:
+        raise type(e)(f"Error when allocating new name: {e}") from e
+
+
 def rename_container(call: Call) -> Reply:
     """Claim the new name, rename on the engine, let the old name go."""
     container = call.container(change=True)
@@ -4400,8 +4412,7 @@ def rename_container(call: Call) -> Reply:
         raise BadRequest(
             f"{container.name} is on {container.host}: a rename cannot move it to {host}"
         )
-    check_new_name(name)
-    claim = claim_name(call, name, container.host)
+    claim = claim_rename(call, container, name)
     try:
         query = urllib.parse.urlencode({"name": name})
         target = f"{call.prefix}/containers/{container.id}/rename?{query}"
@@ -4458,6 +4469,9 @@ def claim_name(call: Call, name: str, host: str) -> Claim:
     Raises Conflict in Docker's words.
     """
     node = call.node
+    unclaimed = [c.id for c in node.view.containers.values() if c.name == name]
+    if unclaimed:  # made on an engine while another had the name, which is gone now
+        raise name_taken(name, unclaimed[0])
     token = secrets.token_hex(8)
     value = dump_json({"host": host, "id": "", "token": token})
     claim = node.mesh.claim(key_of("names", name), value, lease=node.lease_id())
