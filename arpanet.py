@@ -4349,9 +4349,18 @@ def inspect_container(call: Call) -> Reply:
     return json_reply(details)
 
 
+def engine_reply(call: Call, container: Container, reply: EngineReply) -> Reply:
+    """Return an engine's answer; an error speaks of the container as the client did."""
+    if reply.status < 400 or call.method == "HEAD":
+        return Reply(engine=reply)
+    words = reply.read().replace(container.id.encode(), call.params["container"].encode())
+    return Reply(reply.status, words, (("Content-Type", "application/json"),))
+
+
 def pass_container(call: Call) -> Reply:
     """Pass a request on to the container's engine, and its answer back as it comes."""
-    return Reply(engine=call.forward(call.container()))
+    container = call.container()
+    return engine_reply(call, container, call.forward(container))
 
 
 def change_container(call: Call) -> Reply:
@@ -4359,7 +4368,7 @@ def change_container(call: Call) -> Reply:
     container = call.container(change=True)
     reply = call.forward(container)
     publish(call.node, call.node.view.hosts[container.host], container.id)
-    return Reply(engine=reply)
+    return engine_reply(call, container, reply)
 
 
 def wait_container(call: Call) -> Reply:
@@ -4367,7 +4376,7 @@ def wait_container(call: Call) -> Reply:
     container = call.container()
     reply = call.forward(container)
     if reply.status != 200:
-        return Reply(engine=reply)
+        return engine_reply(call, container, reply)
 
     def blocks() -> Iterator[bytes]:
         for number, block in enumerate(reply.blocks()):
@@ -4383,7 +4392,7 @@ def stats_container(call: Call) -> Reply:
     container = call.container()
     reply = call.forward(container)
     if reply.status != 200:
-        return Reply(engine=reply)
+        return engine_reply(call, container, reply)
 
     def lines() -> Iterator[bytes]:
         for line in read_lines(reply.blocks()):
@@ -4432,7 +4441,7 @@ def create_exec(call: Call) -> Reply:
     container = call.container()
     reply = call.forward(container)
     if reply.status != 201:
-        return Reply(engine=reply)
+        return engine_reply(call, container, reply)
     made = reply.read_json()
     call.node.exec_hosts.put(made["Id"], container.host)
     return json_reply(made, 201)
