@@ -1230,13 +1230,23 @@ def match_label(container: Container, value: str) -> bool:
     return name in labels and (not separator or labels[name] == wanted)
 
 
+def parse_ports(text: str) -> range:
+    """Return the ports of 80 or 8000-8080. Raises ValueError in the engine's words."""
+    ends = [part for part in text.split("-", 1) if part]
+    for end in ends:
+        if not end.isdecimal() or int(end) > 65535:
+            why = "value out of range" if end.isdecimal() else "invalid syntax"
+            raise ValueError(f'strconv.ParseUint: parsing "{end}": {why}')
+    if not ends or int(ends[-1]) < int(ends[0]):
+        raise ValueError(f"Invalid range specified for the Port: {text}")
+    return range(int(ends[0]), int(ends[-1]) + 1)
+
+
 def match_port(ports: Iterable[str], value: str) -> bool:
     """Return whether "80", "80/udp" or "8000-8080/tcp" covers one of the ports."""
-    match = re.fullmatch("([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(.*))?", value)
-    if not match:
-        raise BadRequest(f"invalid port: {value}")
-    first, last, protocol = int(match[1]), int(match[2] or match[1]), match[3] or "tcp"
-    return any(p.protocol == protocol and first <= p.number <= last for p in parse_expose(ports))
+    span, _, protocol = value.partition("/")
+    covered = {f"{number}/{protocol or 'tcp'}" for number in parse_ports(span)}
+    return any(port in covered for port in ports)
 
 
 def published_ports(container: Container) -> list[str]:
@@ -1272,7 +1282,7 @@ FILTERS: Mapping[str, Callable[[Container, str], bool]] = {
     "health": lambda c, v: (c.state.get("Health") or "none") == v,
     "host": lambda c, v: c.host == v,
     "id": lambda c, v: matches(v, c.id),
-    "is-task": lambda c, v: v.lower() in ("0", "false"),
+    "is-task": lambda c, v: v == "false",
     "label": match_label,
     "name": match_name,
     "network": match_network,
@@ -1280,6 +1290,7 @@ FILTERS: Mapping[str, Callable[[Container, str], bool]] = {
     "status": lambda c, v: c.state.get("Status") == v,
     "volume": match_volume,
 }
+HEALTHS = ("none", "starting", "healthy", "unhealthy")
 STATUSES = ("created", "dead", "exited", "paused", "removing", "restarting", "running")
 
 
@@ -1302,14 +1313,30 @@ def parse_filters(text: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def check_filter(name: str, value: str) -> None:
+    """Raise BadRequest in the engine's words for a value that a filter cannot have."""
+    if name == "status" and value not in STATUSES:
+        raise BadRequest(f"Invalid filter 'status={value}'")
+    if name == "is-task" and value not in ("true", "false"):
+        raise BadRequest(f"Invalid filter 'is-task=[{value}]'")
+    if name == "health" and value not in HEALTHS:
+        raise BadRequest(f"Unrecognised filter value for health: {value}")
+    if name == "exited" and not re.fullmatch(r"[+-]?\d+", value):
+        raise BadRequest(f'strconv.Atoi: parsing "{value}": invalid syntax')
+    if name in ("publish", "expose"):
+        try:
+            parse_ports(value.partition("/")[0])
+        except ValueError as e:
+            raise BadRequest(f"error while looking up for {name} {value}: {e}") from e
+
+
 def check_filters(filters: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise BadRequest in Docker's words for a filter that is not there."""
+    """Raise BadRequest in the engine's words for a filter that is not there, or a bad value."""
     for name, values in filters.items():
         if name not in FILTERS and name not in ("before", "since"):
             raise BadRequest(f"Invalid filter '{name}'")
-        bad = [v for v in values if name == "status" and v not in STATUSES]
-        if bad:
-            raise BadRequest(f"Unrecognised filter value for status: {bad[0]}")
+        for value in values:
+            check_filter(name, value)
 
 
 def list_containers(view: View, listing: Listing) -> list[Container]:

@@ -57,6 +57,7 @@ def container(
         expose=tuple(expose),
         bindings=tuple(bindings),
         links=tuple(links),
+        created=f"{created:012}",
     )
 
 
