@@ -366,5 +366,9 @@ def test_a_machine_without_systemd_gets_one_from_a_file(
 
 def give_address(machine: Machine, address: str) -> None:
     """Give the machine one network interface, which leads nowhere."""
-    for words in ("link add eth0 type bridge", f"address add {address} dev eth0", "link set eth0 up"):
+    for words in (
+        "link add eth0 type bridge",
+        f"address add {address} dev eth0",
+        "link set eth0 up",
+    ):
         call("nsenter", "-t", str(machine.leader), "-n", "ip", *words.split())

@@ -8,7 +8,17 @@ from typing import Any
 
 from hypothesis import settings
 
-from arpanet import Container, CreateWish, Host, HostPort, Link, MasterInfo, NameEntry, View
+from arpanet import (
+    Container,
+    CreateWish,
+    Host,
+    HostPort,
+    Link,
+    MasterInfo,
+    NameEntry,
+    View,
+    VolumePin,
+)
 
 # the same examples on every run, and no files: a failure here is a failure everywhere
 settings.register_profile("arpanet", derandomize=True, database=None, deadline=None)
@@ -78,7 +88,7 @@ def view(
         masters={h.name: MasterInfo(h.name, h.ip, 8791, "0.1.0") for h in known},
         containers={c.id: c for c in containers},
         names={c.name: NameEntry(c.host, c.id) for c in containers} | dict(names or {}),
-        volumes=dict(volumes or {}),
+        volumes={v: VolumePin(h, settled=True) for v, h in (volumes or {}).items()},
         vips=dict(vips or {}),
         addresses={ip: name for name, ip in (vips or {}).items()},
     )

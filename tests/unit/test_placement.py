@@ -149,7 +149,7 @@ def fits(seen: View, asked: CreateWish, name: str) -> bool:
     here = [c for c in seen.containers.values() if c.host == name]
     return (
         name in seen.alive
-        and all(seen.volumes.get(v, name) == name for v in asked.volumes)
+        and all(seen.volumes[v].host == name for v in asked.volumes if v in seen.volumes)
         and all(c in {x.name for x in here} for c in asked.companions)
         and not any(clash(b, h) for b in asked.bindings for c in here for h in c.bindings)
     )
