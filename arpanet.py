@@ -955,6 +955,7 @@ class View:
     containers: Mapping[str, Container] = dataclasses.field(default_factory=dict)  # by id
     names: Mapping[str, NameEntry] = dataclasses.field(default_factory=dict)
     volumes: Mapping[str, VolumePin] = dataclasses.field(default_factory=dict)
+    networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     vips: Mapping[str, str] = dataclasses.field(default_factory=dict)  # container name: address
     addresses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # address: name
 
@@ -995,6 +996,8 @@ def row_of(table: str, name: str, value: dict[str, Any]) -> Any:
         )
     if table == "masters":
         return MasterInfo(name, value["ip"], value["api_port"], value["version"])
+    if table == "networks":
+        return dict(value["create"])  # the body that each engine is asked to create it with
     if table == "volumes":
         return VolumePin(value["host"], "token" not in value)
     if table == "names":
@@ -1005,7 +1008,17 @@ def row_of(table: str, name: str, value: dict[str, Any]) -> Any:
     return value[{"alive": "machine", "vips": "ip", "addresses": "name"}[table]]
 
 
-TABLES = ("hosts", "alive", "masters", "containers", "names", "volumes", "vips", "addresses")
+TABLES = (
+    "hosts",
+    "alive",
+    "masters",
+    "containers",
+    "names",
+    "volumes",
+    "networks",
+    "vips",
+    "addresses",
+)
 
 
 def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
@@ -1605,11 +1618,13 @@ def place(view: View, wish: CreateWish, pins: Mapping[str, str]) -> str:
     reasons = {h.name: obstacle(view, h, wish, pins) for h in view.hosts.values()}
     count = collections.Counter(c.host for c in view.containers.values())
     count.update(e.host for e in view.names.values() if not e.id)  # being made right now
-    free = sorted((count[name], name) for name, reason in reasons.items() if not reason)
+    volumes = collections.Counter(pin.host for pin in view.volumes.values())
+    fitting = [name for name, reason in reasons.items() if not reason]
+    free = sorted((count[name], volumes[name], name) for name in fitting)
     if not free:
         told = "; ".join(f"{name}: {reasons[name]}" for name in sorted(reasons))
         raise NoRoom(f"no host can take {wish.name}: {told}")
-    return free[0][1]
+    return free[0][2]
 
 
 # ---- links
@@ -4147,14 +4162,65 @@ def get_version(call: Call) -> Reply:
     return json_reply(dict(about, **version, Components=components))
 
 
-def ask_hosts(call: Call, view: View, method: str, target: str) -> dict[str, Any]:
+def ask_hosts(
+    view: View, method: str, target: str, body: Any = None, timeout_s: float = 10.0
+) -> dict[str, Any]:
     """Return each living host's JSON, or the error that asking it raised."""
     return gather(
         {
-            h.name: functools.partial(Engine(h).fetch, method, target, None, 10.0)
+            h.name: functools.partial(Engine(h).fetch, method, target, body, timeout_s)
             for h in view.living_hosts()
         }
     )
+
+
+def change_hosts(
+    view: View, method: str, target: str, body: Any = None, timeout_s: float = 300.0
+) -> dict[str, Any]:
+    """Return the answers of the living hosts that have the object to be changed.
+
+    Raises the first failure; of a host that lacks the object only when all lack it.
+    """
+    answers = ask_hosts(view, method, target, body, timeout_s)
+    if not answers:
+        raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
+    failures = [a for _, a in sorted(answers.items()) if isinstance(a, (ArpanetError, OSError))]
+    other = [f for f in failures if getattr(f, "status", 500) != 404]
+    if other:
+        raise other[0] if isinstance(other[0], ArpanetError) else EngineDown(str(other[0]))
+    return require_answers(answers)
+
+
+def change_in_turn(view: View, users: set[str], method: str, target: str) -> list[Any]:
+    """Return the answers of change_hosts(); the hosts that may refuse, because somebody there uses
+    the object, are asked before the others, so that a refusal leaves all as it was."""
+    answers: list[Any] = []
+    lacking: list[EngineError] = []
+    for names in (users & view.hosts.keys(), view.hosts.keys() - users):
+        some = dataclasses.replace(view, hosts={name: view.hosts[name] for name in names})
+        try:
+            answers += change_hosts(some, method, target).values() if some.living_hosts() else []
+        except EngineError as e:
+            if e.status != 404:
+                raise
+            lacking.append(e)
+    if not answers and lacking:
+        raise lacking[0]
+    return answers
+
+
+def first_engine(view: View) -> Engine:
+    """Return the engine for what any can do: the order is fixed, so that what belongs together
+    (the requests of one build) comes together. Raises EngineDown."""
+    hosts = view.living_hosts()
+    if not hosts:
+        raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
+    return Engine(hosts[0])
+
+
+def pass_first(call: Call) -> Reply:
+    """Pass a request on to the first engine: a build, a login, a search, an import."""
+    return Reply(engine=call.send(first_engine(call.view_for_read()), call.target()))
 
 
 def good_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
@@ -4190,7 +4256,7 @@ ABILITIES = (
 def get_info(call: Call) -> Reply:
     """Add up all engines' info; each host has its lines, which the docker CLI prints."""
     view = call.view_for_read()
-    answers = ask_hosts(call, view, "GET", call.prefix + "/info")
+    answers = ask_hosts(view, "GET", call.prefix + "/info")
     infos = good_answers(answers)
     info: dict[str, Any] = dict(next(iter(infos.values()), {}))
     info.update({key: sum(i.get(key) or 0 for i in infos.values()) for key in SUMS})
@@ -4355,7 +4421,7 @@ def get_containers(call: Call) -> Reply:
 
 def add_sizes(call: Call, view: View, entries: list[dict[str, Any]]) -> None:
     """Ask the engines for the sizes, which they alone know."""
-    answers = good_answers(ask_hosts(call, view, "GET", "/containers/json?all=1&size=1"))
+    answers = good_answers(ask_hosts(view, "GET", "/containers/json?all=1&size=1"))
     sizes = {c["Id"]: c for listed in answers.values() for c in listed}
     for entry in entries:
         for key in ("SizeRw", "SizeRootFs"):
@@ -4480,7 +4546,7 @@ def find_exec_host(call: Call, exec_id: str) -> str:
     if known:
         return known
     path = f"/exec/{urllib.parse.quote(exec_id, safe='')}/json"
-    answers = ask_hosts(call, call.view_for_read(), "GET", path)
+    answers = ask_hosts(call.view_for_read(), "GET", path)
     found = list(good_answers(answers))
     if not found:
         down = [e for e in answers.values() if isinstance(e, (EngineDown, OSError))]
@@ -4494,6 +4560,72 @@ def find_exec_host(call: Call, exec_id: str) -> str:
 def pass_exec(call: Call) -> Reply:
     host = find_exec_host(call, call.params["exec"])
     return Reply(engine=call.send(call.node.require_engine(call.node.view, host), call.target()))
+
+
+PRUNED = ("Containers", "Images", "Volumes", "Networks", "Caches")
+
+
+def prune(call: Call) -> Reply:
+    """Prune on all hosts, and add up what they say."""
+    view = call.view_for_change()
+    answers = change_hosts(view, "POST", call.target())
+    for host, answer in answers.items():
+        for container_id in answer.get("ContainersDeleted") or ():
+            publish(call.node, view.hosts[host], container_id)
+        for volume in answer.get("VolumesDeleted") or ():
+            call.node.mesh.delete(key_of("volumes", volume))
+    total = add_up([*answers.values()])
+    if total.get("NetworksDeleted"):
+        total["NetworksDeleted"] = sorted(set(total["NetworksDeleted"]))
+        forget_networks(call, total["NetworksDeleted"])
+    return json_reply(total)
+
+
+def add_up(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one answer of prune for those of all hosts."""
+    total: dict[str, Any] = {}
+    for answer in answers:
+        for key in (f"{kind}Deleted" for kind in PRUNED):
+            if key in answer:
+                total[key] = (total.get(key) or []) + (answer[key] or []) or None
+        if "SpaceReclaimed" in answer:
+            total["SpaceReclaimed"] = total.get("SpaceReclaimed", 0) + answer["SpaceReclaimed"]
+    return total
+
+
+def commit_container(call: Call) -> Reply:
+    """Make an image of a container, on its host; from there it moves where it is needed."""
+    call.params["container"] = call.text("container")
+    container = call.container(change=True)
+    query = dict(urllib.parse.parse_qsl(call.query_text), container=container.id)
+    target = f"{call.prefix}/commit?{urllib.parse.urlencode(query)}"
+    return engine_reply(call, container, call.send(call.engine_of(container), target))
+
+
+def get_disk_usage(call: Call) -> Reply:
+    """Add up docker system df: images by id, containers by NAME@HOST."""
+    view = call.view_for_read()
+    answers = require_answers(ask_hosts(view, "GET", call.target(), None, 60.0))
+    images: dict[str, dict[str, Any]] = {}
+    volumes: dict[str, dict[str, Any]] = {}
+    containers: list[dict[str, Any]] = []
+    cache: list[dict[str, Any]] = []
+    for host, usage in answers.items():
+        for image in usage.get("Images") or ():
+            known = images.setdefault(image["Id"], dict(image, Containers=0))
+            known["Containers"] += max(0, image.get("Containers") or 0)
+        for volume in usage.get("Volumes") or ():
+            volumes.setdefault(volume["Name"], volume)
+        for entry in usage.get("Containers") or ():
+            names = [f"{n}@{host}" for n in entry["Names"] if n.count("/") == 1]
+            containers.append(dict(entry, Names=names))
+        cache += usage.get("BuildCache") or []
+    total = {
+        key: sum(usage.get(key) or 0 for usage in answers.values())
+        for key in ("LayersSize", "BuilderSize")
+    }
+    parts = {"Images": [*images.values()], "Volumes": [*volumes.values()]}
+    return json_reply(dict(total, **parts, Containers=containers, BuildCache=cache))
 
 
 # ---- create
@@ -4665,9 +4797,7 @@ def bring_image(call: Call, image: str, engine: Engine) -> bool:
     view = call.node.view
     path = f"/images/{urllib.parse.quote(image, safe='/:@')}"
     have = [
-        h
-        for h in good_answers(ask_hosts(call, view, "GET", f"{path}/json"))
-        if h != engine.host.name
+        h for h in good_answers(ask_hosts(view, "GET", f"{path}/json")) if h != engine.host.name
     ]
     if not image or not have:
         return False
@@ -4707,7 +4837,7 @@ def keep_created(call: Call, claim: Claim, wish: CreateWish, host: str, containe
 def get_images(call: Call) -> Reply:
     """Join the images of all hosts by id."""
     joined: dict[str, dict[str, Any]] = {}
-    answers = ask_hosts(call, call.view_for_read(), "GET", call.target())
+    answers = ask_hosts(call.view_for_read(), "GET", call.target())
     for listed in require_answers(answers).values():
         for image in listed:
             known = joined.setdefault(image["Id"], dict(image, RepoTags=[], RepoDigests=[]))
@@ -4730,12 +4860,12 @@ def require_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
 
 def inspect_image(call: Call) -> Reply:
     """Answer from the first host that has the image; the order is fixed, so it does not flap."""
-    return json_reply(first_answer(call, call.target()))
+    return json_reply(first_answer(call.view_for_read(), call.target()))
 
 
-def first_answer(call: Call, target: str) -> Any:
+def first_answer(view: View, target: str) -> Any:
     """Return the first host's good answer. Raises the most telling failure."""
-    answers = ask_hosts(call, call.view_for_read(), "GET", target)
+    answers = ask_hosts(view, "GET", target)
     if not answers:
         raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
     down = [a for a in answers.values() if isinstance(a, (EngineDown, OSError))]
@@ -4745,14 +4875,11 @@ def first_answer(call: Call, target: str) -> Any:
     return next(iter(require_answers(answers).values()))
 
 
-PULL_GONE = "nothing to pull: fromImage is missing; only pulls are offered here"
-
-
 def pull_image(call: Call) -> Reply:
     """Pull on the host that a create waits on, else on all hosts, each line led by its host."""
     name, tag = call.text("fromImage"), call.text("tag")
     if not name:
-        raise NotSupported(f"import is not supported by arpanet yet; {PULL_GONE}")
+        return pass_first(call)  # an import: each makes a new id, so it is made once
     view = call.view_for_change()
     reference = f"{name}{'@' if ':' in tag else ':'}{tag}" if tag else name
     host = call.node.pull_hosts.pop(with_tag(reference))
@@ -4770,13 +4897,176 @@ def pull_image(call: Call) -> Reply:
     return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
 
 
+def find_image_hosts(view: View, image: str) -> list[str]:
+    """Return the living hosts that have an image."""
+    path = f"/images/{urllib.parse.quote(image, safe='/:@')}/json"
+    return list(good_answers(ask_hosts(view, "GET", path)))
+
+
+def pass_image(call: Call) -> Reply:
+    """Pass a push on to a host that has the image; if none has it, any engine says so."""
+    view = call.view_for_read()
+    have = find_image_hosts(view, call.params["image"])
+    engine = call.node.require_engine(view, have[0]) if have else first_engine(view)
+    return Reply(engine=call.send(engine, call.target()))
+
+
+def save_images(call: Call) -> Reply:
+    """Stream images as one tar, from the host that has most of them; the others are moved there."""
+    view = call.view_for_read()
+    wanted = [call.params["image"]] if "image" in call.params else call.query.get("names", [])
+    have = {image: find_image_hosts(view, image) for image in wanted}
+    missing = [image for image, hosts in have.items() if not hosts]
+    if missing or not wanted:
+        raise NotFound(f"No such image: {with_tag(missing[0]) if missing else ''}")
+    count = collections.Counter(host for hosts in have.values() for host in hosts)
+    best = min(count, key=lambda host: (-count[host], host))
+    engine = call.node.require_engine(view, best)
+    for image in (i for i, hosts in have.items() if best not in hosts):
+        bring_image(call, image, engine)
+    return Reply(engine=call.send(engine, call.target()))
+
+
+def tag_image(call: Call) -> Reply:
+    change_hosts(call.view_for_change(), "POST", call.target())
+    return Reply(201)
+
+
+def remove_image(call: Call) -> Reply:
+    """Remove an image from all hosts that have it."""
+    view = call.view_for_change()
+    image = call.params["image"]
+    users = {c.host for c in view.containers.values() if match_ancestor(c, image)}
+    gone: list[dict[str, str]] = []
+    for lines in change_in_turn(view, users, "DELETE", call.target()):
+        gone += [line for line in lines if line not in gone]
+    return json_reply(gone)
+
+
+# ---- networks: what is made through arpanet is made on every host, also on one that joins later
+
+
+def join_networks(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one network of those that the hosts have by one name, with all their containers."""
+    containers = [n.get("Containers") or {} for n in found]
+    return dict(found[0], Containers={k: v for c in containers for k, v in c.items()})
+
+
+STANDARD_NETWORKS = ("bridge", "host", "none")
+
+
+def get_networks(call: Call) -> Reply:
+    view = call.view_for_read()
+    answers = require_answers(ask_hosts(view, "GET", call.target()))
+    shared: dict[str, list[dict[str, Any]]] = {}
+    for listed in answers.values():
+        for network in listed:
+            name = network["Name"]
+            everywhere = name in STANDARD_NETWORKS or name in view.networks
+            shared.setdefault(name if everywhere else network["Id"], []).append(network)
+    return json_reply([join_networks(found) for found in shared.values()])
+
+
+def find_network(call: Call, view: View) -> str:
+    """Return the name of the network of the path, which is a name, an id or a prefix of one."""
+    reference = call.params["network"]
+    if reference in view.networks or reference in STANDARD_NETWORKS:
+        return reference
+    path = f"/networks/{urllib.parse.quote(reference, safe='')}"
+    return str(first_answer(view, path)["Name"])
+
+
+def inspect_network(call: Call) -> Reply:
+    view = call.view_for_read()
+    target = call.target(network=find_network(call, view))
+    return json_reply(join_networks([*require_answers(ask_hosts(view, "GET", target)).values()]))
+
+
+def create_network(call: Call) -> Reply:
+    """Make a network on every host, or on none."""
+    body = load_object(call.body.read(), "the body")
+    name = str(body.get("Name") or "")
+    if not re.fullmatch(NAME_RULE + "*", name):
+        raise BadRequest(f"invalid network name: {name!r}")
+    view = call.view_for_change()
+    key = key_of("networks", name)
+    if name in STANDARD_NETWORKS or not call.node.mesh.claim_all(
+        {key: dump_json({"create": body})}
+    ):
+        raise Conflict(f"network with name {name} already exists")
+    target = f"{call.prefix}/networks/create"
+    answers = ask_hosts(view, "POST", target, body, 60.0)
+    failures = [a for a in answers.values() if isinstance(a, Exception)]
+    if failures or not answers:
+        call.node.mesh.delete(key)
+        for host, made in good_answers(answers).items():
+            with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
+                Engine(view.hosts[host]).fetch("DELETE", f"/networks/{made['Id']}")
+        raise failures[0] if failures else EngineDown("no host is up")
+    return json_reply(next(iter(good_answers(answers).values())), 201)
+
+
+def remove_network(call: Call) -> Reply:
+    view = call.view_for_change()
+    name = find_network(call, view)
+    users = {c.host for c in view.containers.values() if name in c.networks}
+    change_in_turn(view, users, "DELETE", call.target(network=name))
+    call.node.mesh.delete(key_of("networks", name))
+    return Reply(204)
+
+
+def forget_networks(call: Call, names: Iterable[str]) -> None:
+    """Delete the rows of pruned networks that no host has any longer."""
+    view = call.node.view
+    listed = good_answers(ask_hosts(view, "GET", "/networks"))
+    left = {network["Name"] for networks in listed.values() for network in networks}
+    for name in names:
+        if name in view.networks and name not in left:
+            call.node.mesh.delete(key_of("networks", name))
+
+
+def join_network(call: Call) -> Reply:
+    """Connect a container with a network or take it off, on the container's host."""
+    body = load_object(call.body.read(), "the body")
+    view = call.view_for_change()
+    container = require_container(view, str(body.get("Container") or ""))
+    target = call.target(network=find_network(call, view))
+    payload = dict(body, Container=container.id)
+    engine = call.engine_of(container)
+    headers = [("Content-Type", "application/json")]
+    reply = engine.send("POST", target, headers, dump_json(payload), 60.0)
+    publish(call.node, view.hosts[container.host], container.id)
+    return Reply(engine=reply)
+
+
 # ---- volumes
+
+
+def create_volume(call: Call) -> Reply:
+    """Make a volume on one host, which it is pinned to; a known name answers as it is."""
+    body = load_object(call.body.read(), "the body")
+    name = str(body.get("Name") or secrets.token_hex(32))
+    node, key = call.node, key_of("volumes", name)
+    view = call.view_for_change()
+    wish = read_create("volume", {"HostConfig": {"Binds": [f"{name}:/volume"]}})
+    host = place(view, wish, pins_of(view, wish))
+    new = name not in view.volumes and node.mesh.claim_all({key: dump_json({"host": host})})
+    if not new:
+        host = node.sync_view().volumes[name].host
+    engine = node.require_engine(node.view, host)
+    try:
+        made = engine.fetch("POST", f"{call.prefix}/volumes/create", dict(body, Name=name))
+    except EngineError:
+        if new:
+            node.mesh.delete(key)
+        raise
+    return json_reply(made, 201)
 
 
 def get_volumes(call: Call) -> Reply:
     """Join the volumes of all hosts by name."""
     joined: dict[str, Any] = {}
-    answers = ask_hosts(call, call.view_for_read(), "GET", call.target())
+    answers = ask_hosts(call.view_for_read(), "GET", call.target())
     for host, answer in require_answers(answers).items():
         for volume in answer.get("Volumes") or ():
             joined.setdefault(volume["Name"], dict(volume, Host=host))
@@ -4788,7 +5078,7 @@ def inspect_volume(call: Call) -> Reply:
     if pin:
         engine = call.node.require_engine(call.node.view, pin.host)
         return Reply(engine=call.send(engine, call.target()))
-    return json_reply(first_answer(call, call.target()))
+    return json_reply(first_answer(call.view_for_read(), call.target()))
 
 
 def remove_volume(call: Call) -> Reply:
@@ -4848,7 +5138,7 @@ ROUTES = (
     Route("GET", "/arpanet/status", get_status),
     Route("GET", "/containers/json", get_containers),
     Route("POST", "/containers/create", create_container),
-    Route("POST", "/containers/prune", refuse),
+    Route("POST", "/containers/prune", prune),
     Route("GET", "/containers/{container}/json", inspect_container),
     Route("GET", "/containers/{container}/top", pass_container),
     Route("GET", "/containers/{container}/logs", pass_container),
@@ -4875,33 +5165,39 @@ ROUTES = (
     Route("GET", "/exec/{exec}/json", pass_exec),
     Route("GET", "/images/json", get_images),
     Route("POST", "/images/create", pull_image),
-    Route("POST", "/images/load", refuse),
-    Route("POST", "/images/prune", refuse),
-    Route("GET", "/images/search", refuse),
-    Route("GET", "/images/get", refuse),
+    Route("POST", "/images/load", pass_first),
+    Route("POST", "/images/prune", prune),
+    Route("GET", "/images/search", pass_first),
+    Route("GET", "/images/get", save_images),
     Route("GET", "/images/{image+}/json", inspect_image),
     Route("GET", "/images/{image+}/history", inspect_image),
-    Route("GET", "/images/{image+}/get", refuse),
-    Route("POST", "/images/{image+}/push", refuse),
-    Route("POST", "/images/{image+}/tag", refuse),
-    Route("DELETE", "/images/{image+}", refuse),
+    Route("GET", "/images/{image+}/get", save_images),
+    Route("POST", "/images/{image+}/push", pass_image),
+    Route("POST", "/images/{image+}/tag", tag_image),
+    Route("DELETE", "/images/{image+}", remove_image),
     Route("GET", "/volumes", get_volumes),
     Route("GET", "/volumes/{volume}", inspect_volume),
     Route("DELETE", "/volumes/{volume}", remove_volume),
-    Route("POST", "/volumes/create", refuse),
-    Route("POST", "/volumes/prune", refuse),
-    Route("GET", "/networks", refuse),
-    Route("GET|DELETE", "/networks/{network}", refuse),
-    Route("POST", "/networks/{rest+}", refuse),
-    Route("POST", "/commit", refuse),
-    Route("POST", "/auth", refuse),
-    Route("POST", "/build", refuse),
-    Route("POST", "/build/{rest+}", refuse),
-    Route("POST", "/session", refuse),
-    Route("POST", "/grpc", refuse),
-    Route("GET", "/system/df", refuse),
-    Route("GET", "/distribution/{image+}/json", refuse),
-    Route("GET|POST|DELETE", "/containers/{container}/checkpoints{rest+}", refuse),
+    Route("POST", "/volumes/create", create_volume),
+    Route("POST", "/volumes/prune", prune),
+    Route("GET", "/networks", get_networks),
+    Route("POST", "/networks/create", create_network),
+    Route("POST", "/networks/prune", prune),
+    Route("GET", "/networks/{network}", inspect_network),
+    Route("DELETE", "/networks/{network}", remove_network),
+    Route("POST", "/networks/{network}/connect", join_network),
+    Route("POST", "/networks/{network}/disconnect", join_network),
+    Route("POST", "/commit", commit_container),
+    Route("POST", "/auth", pass_first),
+    Route("POST", "/build", pass_first),
+    Route("POST", "/build/cancel", pass_first),
+    Route("POST", "/build/prune", prune),
+    Route("POST", "/session", pass_first),
+    Route("POST", "/grpc", pass_first),
+    Route("GET", "/system/df", get_disk_usage),
+    Route("GET", "/distribution/{image+}/json", pass_first),
+    Route("GET|POST", "/containers/{container}/checkpoints", pass_container),
+    Route("DELETE", "/containers/{container}/checkpoints/{checkpoint}", pass_container),
     Route("GET", "/plugins", get_plugins),
     Route("GET", "/plugins/{plugin+}/json", get_plugin),
     Route("GET|POST|DELETE", "/plugins/{rest+}", refuse),
@@ -6555,8 +6851,9 @@ class Slave:
         self._events = self._open_events()
         self.publisher.publish_all()
         self._adopt_volumes()
-        spawn("events", self._read_events, self._stop)
         Agent(self).start()
+        self._make_networks()
+        spawn("events", self._read_events, self._stop)
         self.presence.start()
         return f"slave {settings.hostname} ({settings.ip}) is on the network; see: arpanet slave status"
 
@@ -6642,6 +6939,17 @@ class Slave:
             volumes = (self.engine.volumes() or {}).get("Volumes") or ()
         for volume in volumes:
             self._adopt_volume(volume["Name"])
+
+    def _make_networks(self) -> None:
+        """Make the networks that were made through arpanet while this host was away."""
+        with engine_errors():
+            here = {n["Name"] for n in self.engine.networks()}
+        engine = Engine(self.node.view.hosts[self.settings.hostname])
+        for name in self.node.view.networks.keys() - here:
+            try:
+                engine.fetch("POST", "/networks/create", dict(self.node.view.networks[name]))
+            except EngineError as e:
+                log.warning("could not make the network %s here: %s", name, e)
 
     def _adopt_volume(self, name: str) -> None:
         if name not in self.node.view.volumes and not re.fullmatch("[0-9a-f]{64}", name):
