@@ -1,8 +1,9 @@
 """A fresh Debian machine becomes an arpanet with one command.
 
-The machine is a real one but for its kernel: debootstrap's minbase, booted by systemd-nspawn in a network of its own
-that leads nowhere. Debian's packages come from apt's cache inside it, and pip's from a directory, so nothing is fetched
-while a test runs; both are fetched once, with this machine's settings for apt and pip, into CACHE.
+The machine is a real one but for its kernel: debootstrap's minbase, booted by systemd-nspawn in a
+network of its own that leads nowhere. Debian's packages come from apt's cache inside it, and pip's
+from a directory, so nothing is fetched while a test runs; both are fetched once, with this
+machine's settings for apt and pip, into CACHE.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import pytest
 REPO = pathlib.Path(__file__).resolve().parents[2]
 CACHE = pathlib.Path("/var/tmp/arpanet-lab-debian")
 TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "apt-get")
-# Not on a bare Debian, and not what bootstrap.sh is to bring: systemd for a booted machine, busybox for a test image.
+# Not on a bare Debian, and not what bootstrap.sh is to bring: systemd for a booted machine, busybox
+# for a test image.
 INCLUDED = "systemd-sysv,dbus,busybox-static"
 # What bootstrap.sh is to install; apt keeps these in its cache inside the machine, not installed.
 DOWNLOADED = (
@@ -96,9 +98,8 @@ def read_sources() -> list[str]:
 def read_apt_settings() -> str:
     """Return how this machine's apt fetches (a proxy, say), as lines of an apt.conf."""
     lines = call("apt-config", "dump", "Acquire").splitlines()
-    return "\n".join(
-        line for line in lines if "IndexTargets" not in line and "Changelogs" not in line
-    )
+    unwanted = ("Acquire::IndexTargets", "Acquire::Changelogs")
+    return "\n".join(line for line in lines if not line.startswith(unwanted))
 
 
 def make_debian(root: pathlib.Path) -> None:
@@ -155,7 +156,8 @@ def debian() -> Iterator[pathlib.Path]:
 
 
 @pytest.fixture(scope="module")
-def packages(debian: pathlib.Path) -> Iterator[pathlib.Path]:
+def packages() -> Iterator[pathlib.Path]:
+    require_lab()
     recipe = (REPO / "requirements.txt").read_text() + (REPO / "build_zipapp.sh").read_text()
     with kept("packages", recipe, fetch_packages) as directory:
         yield directory
@@ -175,6 +177,40 @@ def pex(packages: pathlib.Path) -> pathlib.Path:
 # ---- the machine --------------------------------------------------------------------------------
 
 
+# Docker and systemd in the machine then make their control groups below the machine's own.
+ENTER_GROUPS = """
+while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done
+shift
+exec "$@"
+"""
+
+
+def control_groups() -> list[pathlib.Path]:
+    """Return where the trees of control groups are mounted."""
+    mounts = [line.split() for line in pathlib.Path("/proc/self/mounts").read_text().splitlines()]
+    return [pathlib.Path(words[1]) for words in mounts if words[2] in ("cgroup", "cgroup2")]
+
+
+def make_group(group: pathlib.Path) -> None:
+    """Make a control group that processes can enter."""
+    group.mkdir()
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if (group / name).exists() and (group.parent / name).exists():  # empty in a new group
+            (group / name).write_text((group.parent / name).read_text())
+
+
+def remove_group(group: pathlib.Path) -> None:
+    """Remove a control group and those below it, once its processes are gone."""
+
+    def is_gone() -> bool:
+        with contextlib.suppress(OSError):  # busy for a moment after its last process
+            for directory, _, _ in os.walk(group, topdown=False):
+                os.rmdir(directory)
+        return not group.exists()
+
+    wait_until(f"{group} is gone", is_gone, 10)
+
+
 class Machine:
     """A fresh Debian that runs; the checkout is in /root/arpanet. Thread: the test's."""
 
@@ -185,6 +221,8 @@ class Machine:
         self.boots = boots
         self.root = directory / "root"
         self.debian = debian
+        self.name = f"arpanet-install-{os.getpid()}-{next(self.numbers)}"
+        self.groups = [mount / self.name for mount in control_groups()]
         self.nspawn: subprocess.Popen[bytes] | None = None
         self.leader = 0
 
@@ -192,18 +230,17 @@ class Machine:
         """Make the machine, and return when commands can be run in it."""
         for name in ("root", "upper", "work", "docker"):
             (self.directory / name).mkdir(parents=True)
-        layers = (
-            f"lowerdir={self.debian},upperdir={self.directory}/upper,workdir={self.directory}/work"
-        )
-        call("mount", "-t", "overlay", "overlay", "-o", layers, self.root)
+        own = f"upperdir={self.directory}/upper,workdir={self.directory}/work"
+        call("mount", "-t", "overlay", "overlay", "-o", f"lowerdir={self.debian},{own}", self.root)
         self.copy_checkout()
+        for group in self.groups:
+            make_group(group)
         self.nspawn = self.spawn()
         self.leader = self.wait_leader(self.nspawn)
         wait_until("the machine is up", self.is_up, 30)
         # dockerd makes control groups, and nspawn gives most of them read-only
-        self.sh(
-            "awk '$3 ~ /^cgroup/ { print $2 }' /proc/mounts | xargs -n1 mount -o remount,bind,rw"
-        )
+        mounts = "awk '$3 ~ /^cgroup/ { print $2 }' /proc/mounts"
+        self.sh(f"{mounts} | xargs -n1 mount -o remount,bind,rw")
 
     def copy_checkout(self) -> None:
         """Copy what a user's clone has."""
@@ -214,15 +251,14 @@ class Machine:
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the machine: systemd if it boots, else a process that does nothing."""
-        name = f"arpanet-install-{os.getpid()}-{next(self.numbers)}"
-        command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network"]
-        command += ["--capability=all", "--system-call-filter=@keyring bpf", "-M", name]
+        command = ["sh", "-euc", ENTER_GROUPS, "sh", *map(str, self.groups), "--"]
+        command += ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "-M", self.name]
+        command += ["--private-network", "--capability=all", "--system-call-filter=@keyring bpf"]
         command += ["-D", str(self.root), f"--bind={self.directory / 'docker'}:/var/lib/docker"]
         command += ["--boot"] if self.boots else ["--as-pid2", "sleep", "infinity"]
         with open(self.directory / "console", "wb") as console:
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console
-            )
+            null = subprocess.DEVNULL
+            return subprocess.Popen(command, stdin=null, stdout=console, stderr=console)
 
     def wait_leader(self, nspawn: subprocess.Popen[bytes]) -> int:
         """Return the machine's first process, as it is seen from here."""
@@ -272,6 +308,8 @@ class Machine:
             if os.path.ismount(self.root):
                 call("umount", "--recursive", self.root)
             shutil.rmtree(self.directory)
+            for group in self.groups:
+                remove_group(group)
 
     def stop(self, nspawn: subprocess.Popen[bytes]) -> None:
         """Stop the machine, at once if it does not power off."""
@@ -280,6 +318,10 @@ class Machine:
                 os.kill(self.leader, signal.SIGRTMIN + 4)  # systemd: power off
             with contextlib.suppress(subprocess.TimeoutExpired):
                 nspawn.wait(20)
+        elif nspawn.poll() is None:
+            nspawn.terminate()  # it ends the machine, and removes its own traces
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                nspawn.wait(10)
         if nspawn.poll() is None:
             nspawn.kill()  # the kernel ends all processes of the machine with its first one
             nspawn.wait(20)
@@ -321,9 +363,8 @@ def test_a_fresh_debian_becomes_an_arpanet_with_one_command(
         assert "docker -H tcp://127.0.0.1:8791 run --name hello" in printed.splitlines()[-1]
         machine.sh(IMAGE)
         assert machine.sh(HELLO) == "hi\n"
-        assert (
-            machine.sh("systemctl is-enabled arpanet-master arpanet-slave") == "enabled\nenabled\n"
-        )
+        units = "arpanet-master arpanet-slave"
+        assert machine.sh(f"systemctl is-enabled {units}") == "enabled\nenabled\n"
         assert machine.enter("systemctl is-active etcd").stdout == "inactive\n"
 
         before = pids(machine)
@@ -366,9 +407,7 @@ def test_a_machine_without_systemd_gets_one_from_a_file(
 
 def give_address(machine: Machine, address: str) -> None:
     """Give the machine one network interface, which leads nowhere."""
-    for words in (
-        "link add eth0 type bridge",
-        f"address add {address} dev eth0",
-        "link set eth0 up",
-    ):
-        call("nsenter", "-t", str(machine.leader), "-n", "ip", *words.split())
+    ip = ["nsenter", "-t", str(machine.leader), "-n", "ip"]
+    call(*ip, "link", "add", "eth0", "type", "bridge")
+    call(*ip, "address", "add", address, "dev", "eth0")
+    call(*ip, "link", "set", "eth0", "up")

@@ -14,9 +14,11 @@ ALWAYS = {"build_zipapp.sh", "bootstrap.sh"}
 SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
 NOBODY = 65534
 # What bootstrap.sh calls; in the test of cut scripts each of these only leaves a mark.
-STUBS = """apt-get apt-cache awk cat chmod cmp cp curl cut date df dirname dockerd docker dpkg-query env flock grep head
-hostname id ip journalctl mkdir mktemp mv python3 rm sed service setsid sha256sum sh sleep systemctl tail tr uname
-update-rc.d wget""".split()
+STUBS = """
+apt-get apt-cache awk cat chmod cmp cp curl cut date df dirname dockerd docker dpkg-query env
+flock grep head hostname id ip journalctl mkdir mktemp mv python3 rm sed service setsid sha256sum
+sh sleep systemctl tail tr uname update-rc.d wget
+"""
 
 
 def scripts() -> list[pathlib.Path]:
@@ -126,10 +128,8 @@ def test_one_who_is_not_root_is_told_to_use_sudo(shell: str) -> None:
         user=NOBODY if os.getuid() == 0 else None,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        done.stderr
-        == "bootstrap.sh: this changes the machine and needs root: sudo ./bootstrap.sh\n"
-    )
+    told = "this changes the machine and needs root: sudo ./bootstrap.sh"
+    assert done.stderr == f"bootstrap.sh: {told}\n"
 
 
 def test_what_is_no_checkout_needs_a_url(tmp_path: pathlib.Path) -> None:
@@ -149,7 +149,7 @@ def test_a_dry_run_needs_no_root_and_says_what_would_be_done(tmp_path: pathlib.P
 def write_stubs(directory: pathlib.Path, mark: pathlib.Path) -> pathlib.Path:
     """Return a PATH that has only commands that leave a mark."""
     directory.mkdir()
-    for name in STUBS:
+    for name in STUBS.split():
         stub = directory / name
         stub.write_text(f"#!/bin/sh\necho {name} >>{mark}\n")
         stub.chmod(0o755)
