@@ -385,7 +385,7 @@ class Orders(NamedTuple):
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """Put source there, as mount(2) does. Raises OSError that names the target."""
+    """Put source there, by the system call. Raises OSError that names the target."""
     libc = ctypes.CDLL(None, use_errno=True)
     words = [source.encode(), target.encode(), kind.encode() or None]
     if libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None):

@@ -1,0 +1,190 @@
+"""Links, the part that is decided: addresses, variables, listeners and routes."""
+
+from __future__ import annotations
+
+import pytest
+from builders import agent_of, container, view
+
+import arpanet
+from arpanet import (
+    HostPort,
+    Link,
+    LinkRoute,
+    NoRoom,
+    View,
+    choose_vip,
+    decide_links,
+    find_route,
+    link_environment,
+)
+
+SUBNET = "198.18.0.0/24"
+
+# ---- choose_vip
+
+
+def test_a_name_keeps_its_address() -> None:
+    assert choose_vip(view(vips={"db": "198.18.9.9"}), SUBNET, "db") == "198.18.9.9"
+
+
+def test_every_master_chooses_the_same_free_address() -> None:
+    first = choose_vip(View(), SUBNET, "db")
+    assert choose_vip(View(), SUBNET, "db") == first
+    assert choose_vip(View(), SUBNET, "web") != first
+    second = choose_vip(view(vips={"other": first}), SUBNET, "db")
+    assert second != first
+
+
+def test_every_address_is_given_but_the_networks_own() -> None:
+    vips: dict[str, str] = {}
+    for n in range(254):
+        vips[f"c{n}"] = choose_vip(view(vips=vips), SUBNET, f"c{n}")
+    assert set(vips.values()) == {f"198.18.0.{n}" for n in range(1, 255)}
+    with pytest.raises(NoRoom, match="all 254 addresses"):
+        choose_vip(view(vips=vips), SUBNET, "one-more")
+
+
+# ---- link_environment (docker's own links, engine 20.10)
+
+LINK = Link("db", "db", "198.18.0.1")
+
+
+def port_lines(number: int, kind: str = "tcp", prefix: str = "DB") -> list[str]:
+    name = f"{prefix}_PORT_{number}_{kind.upper()}"
+    return [
+        f"{name}={kind}://198.18.0.1:{number}",
+        f"{name}_ADDR=198.18.0.1",
+        f"{name}_PORT={number}",
+        f"{name}_PROTO={kind}",
+    ]
+
+
+def test_without_ports_there_is_only_the_name() -> None:
+    assert link_environment("web", LINK, [], []) == ["DB_NAME=/web/db"]
+
+
+def test_the_variables_of_a_link() -> None:
+    assert link_environment("web", LINK, ["5433/tcp", "5432/tcp"], []) == [
+        "DB_PORT=tcp://198.18.0.1:5432",
+        *port_lines(5432),
+        *port_lines(5433),
+        "DB_NAME=/web/db",
+    ]
+
+
+def test_the_alias_gives_the_prefix() -> None:
+    link = Link("db", "my-db.v1", "198.18.0.1")
+    assert link_environment("web", link, ["80/tcp"], []) == [
+        "MY_DB.V1_PORT=tcp://198.18.0.1:80",
+        *port_lines(80, prefix="MY_DB.V1"),
+        "MY_DB.V1_NAME=/web/my-db.v1",
+    ]
+
+
+def test_tcp_comes_before_udp_and_ports_are_numbers() -> None:
+    lines = link_environment("web", LINK, ["100/tcp", "53/udp", "53/tcp"], [])
+    assert lines[0] == "DB_PORT=tcp://198.18.0.1:53"
+    assert lines[1:-1] == [*port_lines(53), *port_lines(53, "udp"), *port_lines(100)]
+    assert link_environment("web", LINK, ["9/tcp", "53/udp", "10/tcp"], [])[0].endswith(":9")
+
+
+def range_lines(first: int, last: int, kind: str = "tcp") -> set[str]:
+    name = f"DB_PORT_{first}_{kind.upper()}"
+    return {
+        f"{name}_START={kind}://198.18.0.1:{first}",
+        f"{name}_PORT_START={first}",
+        f"{name}_END={kind}://198.18.0.1:{last}",
+        f"{name}_PORT_END={last}",
+    }
+
+
+RANGES: list[tuple[list[str], set[str]]] = [
+    (["7000/tcp", "7001/tcp"], set()),
+    (["7000/tcp", "7002/tcp", "7004/tcp"], set()),
+    (["7002/tcp", "7000/tcp", "7001/tcp"], range_lines(7000, 7002)),
+    ([f"{n}/tcp" for n in range(98, 103)], range_lines(98, 102)),
+    (["7000/tcp", "7001/tcp", "7002/tcp", "7003/udp"], range_lines(7000, 7002)),
+    (["7000/udp", "7001/udp", "7002/udp"], range_lines(7000, 7002, "udp")),
+    (["1/tcp", "2/tcp", "3/tcp", "5/tcp", "7/tcp", "8/tcp", "9/tcp"],
+     range_lines(1, 3) | range_lines(7, 9)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("expose", "extra"), RANGES)
+def test_three_ports_in_a_row_have_a_start_and_an_end(expose: list[str], extra: set[str]) -> None:
+    lines = link_environment("web", LINK, expose, [])
+    plain = {line for port in expose for line in port_lines(int(port[:-4]), port[-3:])}
+    assert set(lines[1:-1]) == plain | extra
+    assert len(lines) == len(set(lines))
+
+
+def test_the_targets_own_variables_less_home_and_path() -> None:
+    env = ["A=1", "HOME=/root", "PATH=/bin", "NOTHING", "B=x=y", "PATHS=2"]
+    assert link_environment("web", LINK, [], env)[1:] == [
+        "DB_ENV_A=1", "DB_ENV_B=x=y", "DB_ENV_PATHS=2",
+    ]  # fmt: skip
+
+
+def test_ports_that_cannot_be_read_are_left_out() -> None:
+    assert arpanet.parse_expose(["80/tcp", "x/tcp", "", "²/tcp"]) == [(80, "tcp")]
+    assert arpanet.parse_expose(["53"]) == [(53, "tcp")]
+
+
+# ---- decide_links
+
+VIP = "198.18.0.1"
+WEB = container("web", "h1", ip="172.17.0.9", links=[Link("db", "x", VIP)])
+DB = container("db", "h2", ip="172.17.0.5", expose=["5432/tcp", "5433/tcp", "53/udp"])
+
+
+def test_a_host_listens_for_the_links_of_its_own_containers() -> None:
+    table = decide_links(view(WEB, DB), "h1")
+    assert table.listeners == {HostPort(VIP, 5432): "db", HostPort(VIP, 5433): "db"}
+    assert table.allowed == {("172.17.0.9", "db")}
+    assert table.revision == 7
+    other = decide_links(view(WEB, DB), "h2")
+    assert (other.listeners, other.allowed) == ({}, frozenset())
+
+
+def test_a_consumer_that_does_not_run_may_not_connect() -> None:
+    stopped = WEB._replace(state={"Running": False})
+    assert decide_links(view(stopped, DB), "h1").allowed == frozenset()
+
+
+def test_without_its_target_a_link_has_no_listener() -> None:
+    assert decide_links(view(WEB), "h1").listeners == {}
+
+
+# ---- find_route
+
+
+def test_the_route_of_a_link() -> None:
+    here, far = LinkRoute(HostPort("172.17.0.5", 80), ""), LinkRoute(agent_of("h2"), "db:80")
+    assert find_route(view(WEB, DB), "h2", "db", 80) == here
+    assert find_route(view(WEB, DB), "h1", "db", 80) == far
+
+
+def test_the_route_follows_the_target() -> None:
+    moved = DB._replace(host="h3")
+    assert find_route(view(WEB, moved), "h1", "db", 80) == LinkRoute(agent_of("h3"), "db:80")
+
+
+def test_no_route_to_what_is_not_there() -> None:
+    assert find_route(view(WEB), "h1", "db", 80) is None
+    assert find_route(view(WEB, DB, down=["h2"]), "h1", "db", 80) is None
+    assert find_route(view(WEB, DB, hosts=["h1"]), "h1", "db", 80) is None
+    stopped = DB._replace(state={"Running": False})
+    assert find_route(view(stopped), "h2", "db", 80) is None
+
+
+def test_a_target_in_another_network_is_reached_there() -> None:
+    def routed(mode: str, *others: arpanet.Container) -> LinkRoute | None:
+        target = container("db", "h2", ip="", HostConfig={"NetworkMode": mode})
+        return find_route(view(target, *others), "h2", "db", 80)
+
+    pod = container("pod", "h2", ip="172.17.0.7")
+    assert routed("host") == LinkRoute(HostPort("127.0.0.1", 80), "")
+    assert routed(f"container:{pod.id}", pod) == LinkRoute(HostPort("172.17.0.7", 80), "")
+    assert routed("container:ghost") is None
+    assert routed("container:db") is None
+    assert routed("none") is None
