@@ -5334,6 +5334,7 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         del explain
         self.close_connection = True
         self._send(json_reply({"message": message or "malformed request"}, code))
+        self._linger(iter(functools.partial(self.rfile.read1, BLOCK_BYTES), b""))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
         log.debug(format, *args)
@@ -5355,7 +5356,7 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             if reply.engine and not reply.engine.is_hijack:
                 reply.engine.close()
         if not body.finished:
-            self._skip(body)
+            self._linger(body.blocks())
 
     def _read_call(self, body: Body) -> Call:
         target = re.sub(r"^https?://[^/]*", "", self.path)
@@ -5375,13 +5376,13 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             watch,
         )
 
-    def _skip(self, body: Body) -> None:
-        """Leave no rest of a body in the way of the next request, or end the connection."""
+    def _linger(self, rest: Iterator[bytes]) -> None:
+        """End the connection, but take what still comes: else a reset could eat our answer."""
         self.close_connection = True
         with contextlib.suppress(OSError, BadRequest):  # the answer is out; this is courtesy
             self.connection.shutdown(socket.SHUT_WR)
             self.connection.settimeout(1.0)
-            for _ in zip(range(64), body.blocks(), strict=False):
+            for _ in zip(range(64), rest, strict=False):
                 pass
 
     def _send(self, reply: Reply, warning: str = "") -> None:
