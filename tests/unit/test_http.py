@@ -1,0 +1,576 @@
+"""HTTP as we read, write and serve it: framing, errors, and one connection for many requests."""
+
+from __future__ import annotations
+
+import contextlib
+import email.message
+import io
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from builders import container, view
+from hypothesis import given
+from hypothesis import strategies as st
+
+import arpanet
+from arpanet import (
+    ApiServer,
+    BadRequest,
+    Body,
+    EngineError,
+    HangupWatch,
+    HostPort,
+    MeshDown,
+    Node,
+    Pump,
+    View,
+    http_json,
+    read_settings,
+    send_request,
+)
+
+# ---- Body
+
+
+def body(content: bytes, *headers: tuple[str, str]) -> Body:
+    """Return the body of a request with these headers, of which that content came."""
+    message = email.message.Message()
+    for name, value in headers:
+        message[name] = value
+    return Body(io.BufferedReader(io.BytesIO(content)), message)
+
+
+CHUNKED = ("Transfer-Encoding", "chunked")
+
+
+def test_without_a_length_there_is_no_body() -> None:
+    assert body(b"GET /next").finished
+    assert body(b"GET /next").read() == b""
+
+
+@pytest.mark.parametrize("length", ["5", " 5 ", "05"])
+def test_a_body_ends_at_its_length(length: str) -> None:
+    found = body(b"helloGET /next", ("Content-Length", length))
+    assert not found.finished
+    assert found.read() == b"hello"
+    assert found.finished
+
+
+def test_the_same_length_twice_is_one_length() -> None:
+    assert body(b"hi", ("Content-Length", "2"), ("Content-Length", "2")).read() == b"hi"
+
+
+CHUNKS = [
+    (b"0\r\n\r\n", b""),
+    (b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
+    (b"3;name=value\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n", b"hello"),
+    (b"A\r\n0123456789\r\n0\r\nTrailer: x\r\nOther: y\r\n\r\n", b"0123456789"),
+    (b"0000a\n0123456789\n0\n\n", b"0123456789"),
+]
+
+
+@pytest.mark.parametrize(("content", "whole"), CHUNKS)
+def test_a_chunked_body_ends_after_its_trailers(content: bytes, whole: bytes) -> None:
+    reader = io.BufferedReader(io.BytesIO(content + b"GET /next"))
+    message = email.message.Message()
+    message["Transfer-Encoding"] = "Chunked"
+    found = Body(reader, message)
+    assert found.read() == whole
+    assert found.finished
+    assert reader.read() == b"GET /next"
+
+
+CUT = [
+    (b"hell", ("Content-Length", "5")),
+    (b"", ("Content-Length", "1")),
+    (b"", CHUNKED),
+    (b"5\r\nhel", CHUNKED),
+    (b"5\r\nhello", CHUNKED),
+    (b"5\r\nhello\r\n", CHUNKED),
+    (b"5", CHUNKED),
+    (b"5\r\nhelloX\r\n0\r\n\r\n", CHUNKED),
+    (b"-5\r\nhello\r\n0\r\n\r\n", CHUNKED),
+    (b"0x5\r\nhello\r\n0\r\n\r\n", CHUNKED),
+    (b"\r\nhello\r\n0\r\n\r\n", CHUNKED),
+    (b"g\r\n", CHUNKED),
+    (b"f" * 20 + b"\r\n", CHUNKED),
+    (b"5" * 2000, CHUNKED),
+]
+
+
+@pytest.mark.parametrize(("content", "header"), CUT)
+def test_a_body_that_ends_early_or_is_malformed_is_refused(
+    content: bytes, header: tuple[str, str]
+) -> None:
+    found = body(content, header)
+    with pytest.raises(BadRequest):
+        found.read()
+    assert not found.finished
+
+
+FRAMINGS = [
+    [("Content-Length", "x")],
+    [("Content-Length", "-1")],
+    [("Content-Length", "+1")],
+    [("Content-Length", "1_0")],
+    [("Content-Length", "")],
+    [("Content-Length", "²")],
+    [("Content-Length", "1, 1")],
+    [("Content-Length", "9" * 5000)],
+    [("Content-Length", "1"), ("Content-Length", "2")],
+    [CHUNKED, ("Content-Length", "5")],
+    [CHUNKED, CHUNKED],
+    [("Transfer-Encoding", "gzip, chunked")],
+    [("Transfer-Encoding", "identity")],
+    [("Transfer-Encoding", "")],
+]
+
+
+@pytest.mark.parametrize("headers", FRAMINGS)
+def test_a_framing_that_can_be_read_in_two_ways_is_refused(headers: list[tuple[str, str]]) -> None:
+    with pytest.raises(BadRequest):
+        body(b"hello", *headers)
+
+
+def test_a_body_has_a_limit() -> None:
+    assert body(b"x" * 10, ("Content-Length", "10")).read(limit_bytes=10) == b"x" * 10
+    with pytest.raises(BadRequest, match="longer than 9 bytes"):
+        body(b"x" * 10, ("Content-Length", "10")).read(limit_bytes=9)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=50)))
+def test_what_is_written_in_chunks_is_read_again(blocks: list[bytes]) -> None:
+    stream = io.BytesIO()
+    for block in blocks:
+        arpanet.write_chunk(stream.write, block)
+    stream.write(b"0\r\n\r\n")
+    assert body(stream.getvalue(), CHUNKED).read() == b"".join(blocks)
+
+
+# ---- send_request, http_json
+
+
+def sent(method: str, target: str, headers: list[tuple[str, str]]) -> bytes:
+    """Return what one request puts on the wire."""
+    near, far = socket.socketpair()
+    with near, far:
+        send_request(near, method, target, headers, b"body")
+        near.shutdown(socket.SHUT_WR)
+        with far.makefile("rb") as file:
+            return file.read()
+
+
+def test_a_request_is_written() -> None:
+    assert sent("POST", "/x?y=1", [("A", "b")]) == (
+        b"POST /x?y=1 HTTP/1.1\r\nHost: docker\r\nA: b\r\n\r\nbody"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "value"),
+    [("GET\r\n", "/", ""), ("GET", "/ HTTP/1.1\r\nEvil: 1\r\n", ""), ("GET", "/", "a\nEvil: 1")],
+)
+def test_a_request_cannot_smuggle_lines(method: str, target: str, value: str) -> None:
+    with pytest.raises(BadRequest, match="line breaks"):
+        sent(method, target, [("A", value)])
+
+
+@contextlib.contextmanager
+def server_of(answer: bytes) -> Iterator[HostPort]:
+    """Yield the address of a server that gives one client that answer, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield HostPort(*listener.getsockname())
+        thread.join()
+
+
+def ask(answer: bytes) -> Any:
+    """Return what http_json makes of an answer."""
+    with server_of(answer) as address:
+        return http_json(address, "GET", "/", 5.0)
+
+
+OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+
+
+def test_the_json_of_a_server() -> None:
+    assert ask(OK + b'\r\n{"a": 1}') == {"a": 1}
+    assert ask(OK + b"Content-Length: 0\r\n\r\n") is None
+
+
+def test_the_words_of_a_servers_error() -> None:
+    head = b"HTTP/1.1 409 Conflict\r\nConnection: close\r\n\r\n"
+    for text, words in ((b'{"message":"no way"}', "no way"), (b"[]", "status 409")):
+        with pytest.raises(EngineError) as caught:
+            ask(head + text)
+        assert (caught.value.status, str(caught.value)) == (409, words)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"SSH-2.0-x\r\n", OK + b"\r\n<html>", OK + b"Content-Length: 9\r\n\r\n{}", b"\x15\x03"],
+)
+def test_a_server_that_speaks_something_else(answer: bytes) -> None:
+    with pytest.raises(OSError, match=r"not HTTP|does not speak arpanet"):
+        ask(answer)
+
+
+def test_a_server_that_is_not_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = HostPort(*listener.getsockname())
+    with pytest.raises(ConnectionRefusedError):
+        http_json(address, "GET", "/", 5.0)
+
+
+# ---- ApiConnection
+
+
+class FakeMesh:
+    """A mesh at a revision, or without quorum."""
+
+    def __init__(self, revision: int) -> None:
+        self.revision = revision
+
+    def read_revision(self) -> int:
+        if not self.revision:
+            raise MeshDown("no quorum")
+        return self.revision
+
+
+class Api(NamedTuple):
+    """A master's API without etcd and without an engine."""
+
+    address: HostPort
+    node: Node
+    mesh: FakeMesh
+
+    def talk(self, *requests: bytes) -> list[Answer]:
+        """Return all that comes back for bytes on one connection, until it is closed."""
+        with contextlib.closing(arpanet.dial(self.address)) as sock:
+            sock.settimeout(10)
+            sock.sendall(b"".join(requests))
+            sock.shutdown(socket.SHUT_WR)
+            with sock.makefile("rb") as file:
+                return list(read_answers(file, [r.split(b" ")[0] for r in requests]))
+
+    def get(self, target: str, *headers: str, method: str = "GET") -> Answer:
+        """Return the answer to one request."""
+        (answer,) = self.talk(request(f"{method} {target}", *headers))
+        return answer
+
+
+class Answer(NamedTuple):
+    """One answer, its body unchunked."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def message(self) -> str:
+        """Return the words of an error, which must be JSON."""
+        assert self.headers["Content-Type"] == "application/json"
+        words = json.loads(self.body)
+        assert set(words) == {"message"}
+        return str(words["message"])
+
+
+def read_answers(file: Any, methods: list[bytes]) -> Iterator[Answer]:
+    """Yield the answers on a connection; the methods say which have no body."""
+    while line := file.readline():
+        assert line.startswith(b"HTTP/1.1 ")
+        headers = {}
+        while field := file.readline().strip().decode():
+            name, _, value = field.partition(": ")
+            headers[name] = value
+        method = methods.pop(0) if methods else b"GET"
+        length = 0 if method == b"HEAD" else int(headers["Content-Length"])
+        yield Answer(int(line.split()[1]), headers, file.read(length))
+
+
+def request(line: str, *headers: str, body: bytes = b"", version: str = "HTTP/1.1") -> bytes:
+    """Return the bytes of a request."""
+    return "\r\n".join([f"{line} {version}", *headers, "", ""]).encode("latin-1") + body
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Api]:
+    """Yield an API that serves until the last test of this file."""
+    stop, mesh = threading.Event(), FakeMesh(7)
+    node = Node(read_settings({}, {}, {}, "h1"), mesh, stop)  # type: ignore[arg-type]
+    pump, hangups = Pump(stop), HangupWatch(stop)
+    pump.start()
+    watching = arpanet.spawn("hangups", hangups.run)
+    with ApiServer(HostPort("127.0.0.1", 0), node, pump, hangups) as listener:
+        serving = arpanet.spawn("api", lambda: listener.serve_forever(0.01))
+        yield Api(HostPort("127.0.0.1", listener.server_address[1]), node, mesh)
+        listener.shutdown()
+        serving.join()
+    stop.set()
+    pump.stop()
+    watching.join()
+
+
+@pytest.fixture
+def api(server: Api) -> Api:
+    """Return the API over a fresh view of three hosts and two containers."""
+    server.mesh.revision = 7
+    server.node.view = view(container("web", "h1"), container("db", "h2"))
+    server.node.report = dict
+    return server
+
+
+def test_ping(api: Api) -> None:
+    answer = api.get("/_ping")
+    assert (answer.status, answer.body) == (200, b"OK")
+    assert answer.headers["Api-Version"] == "1.41"
+    assert answer.headers["Ostype"] == "linux"
+
+
+def test_head_has_the_head_of_get_and_no_body(api: Api) -> None:
+    head, get = api.get("/_ping", method="HEAD"), api.get("/_ping")
+    assert head.body == b""
+    assert {**head.headers, "Date": ""} == {**get.headers, "Date": ""}
+
+
+@pytest.mark.parametrize(
+    "target", ["/", "/nothing", "/v1.41/nothing", "/containers", "/v1.41", "x"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "BREW"])
+def test_an_unknown_path_is_404_in_the_engines_words(api: Api, method: str, target: str) -> None:
+    answer = api.get(target, method=method)
+    assert (answer.status, answer.message) == (404, "page not found")
+
+
+def test_another_verb_is_404_too(api: Api) -> None:
+    assert api.get("/version", method="DELETE").message == "page not found"
+
+
+PATHS = [
+    "/containers/json",
+    "/v1.41/containers/json",
+    "//containers///json",
+    "//v1.41//containers/json",
+    "http://h1:8791/containers/json",
+    "https://h1/v1.30/containers/json?all=1",
+]
+
+
+@pytest.mark.parametrize("target", PATHS)
+def test_a_path_has_many_forms(api: Api, target: str) -> None:
+    answer = api.get(target)
+    assert answer.status == 200
+    assert [c["Names"] for c in json.loads(answer.body)] == [["/db@h2"], ["/web@h1"]]
+
+
+def test_a_listing_obeys_its_query(api: Api) -> None:
+    found = json.loads(api.get('/containers/json?all=1&filters={"name":["we"]}').body)
+    assert [c["Status"] for c in found] == [
+        arpanet.status_text({**container().state}, arpanet.utc_now())
+    ]
+
+
+VERSIONS = [
+    ("/v1.99", "client version 1.99 is too new. Maximum supported API version is 1.41"),
+    ("/v1.5", "client version 1.5 is too old. Minimum supported API version is 1.12, please "
+              "upgrade your client to a newer version"),
+    ("/v999.999", "client version 999.999 is too new. Maximum supported API version is 1.41"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("prefix", "words"), VERSIONS)
+def test_a_version_that_the_engines_cannot_do(api: Api, prefix: str, words: str) -> None:
+    answer = api.get(f"{prefix}/containers/json")
+    assert (answer.status, answer.message) == (400, words)
+    assert api.get(f"{prefix}/_ping").status == 200  # a client asks here which versions there are
+
+
+WRONG = [
+    ("GET /containers/json?limit=x", 400, "limit must be a number, not 'x'"),
+    ("GET /containers/json?filters=[]", 400, "filters must be a JSON object"),
+    ("GET /containers/ghost/json", 404, "No such container: ghost"),
+    ("POST /containers/ghost/start", 404, "No such container: ghost"),
+    ("GET /containers/a%20%C3%A9/json", 404, "No such container: a é"),
+    ("POST /build", 501, "POST /build is not supported"),
+    ("GET /swarm", 501, "GET /swarm is not supported"),
+    ("POST /containers/create", 400, "the body is not JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "status", "words"), WRONG)
+def test_an_error_is_json_with_its_words(api: Api, line: str, status: int, words: str) -> None:
+    (answer,) = api.talk(request(line))
+    assert answer.status == status
+    assert words in answer.message
+
+
+CREATES: list[tuple[str, bytes, str]] = [
+    ("x", b"[]", "the body must be a JSON object"),
+    ("x", b"{", "the body is not JSON"),
+    ("", b"{}", "a container needs a name here"),
+    ("a@h1", b"{}", "try: --name a"),
+    ("xx", b'{"Env": "A=1"}', "Env must be a list of strings"),
+    ("xx", b'{"Env": ["ARPANET_LINK1=ghost"]}', "No such container: ghost"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "words"), CREATES)
+def test_a_create_that_is_wrong(api: Api, name: str, content: bytes, words: str) -> None:
+    length = f"Content-Length: {len(content)}"
+    (answer,) = api.talk(request(f"POST /containers/create?name={name}", length, body=content))
+    assert answer.status == 400
+    assert words in answer.message
+
+
+def test_one_connection_for_many_requests(api: Api) -> None:
+    create = request(
+        "POST /containers/create", "Transfer-Encoding: chunked", body=b"2\r\n{}\r\n0\r\n\r\n"
+    )
+    answers = api.talk(request("GET /_ping"), request("HEAD /_ping"), create, request("GET /none"))
+    assert [a.status for a in answers] == [200, 200, 400, 404]
+    assert all("Connection" not in a.headers for a in answers)
+
+
+UNREAD = request("GET /version")
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        request("POST /commit", f"Content-Length: {len(UNREAD)}", body=UNREAD),
+        request("POST /none", f"Content-Length: {len(UNREAD)}", body=UNREAD),
+        request("GET /_ping", f"Content-Length: {len(UNREAD)}", body=UNREAD),
+        request("POST /commit", "Transfer-Encoding: chunked", body=b"x" + UNREAD),
+        request("POST /commit", "Content-Length: 1000000000", body=UNREAD),
+    ],
+)
+def test_a_body_that_nobody_read_is_never_taken_for_a_request(api: Api, refused: bytes) -> None:
+    assert len(api.talk(refused)) == 1
+
+
+def test_a_client_that_sends_a_lot_still_reads_the_refusal(api: Api) -> None:
+    head = request("POST /build", "Content-Length: 1000000")
+    (answer,) = api.talk(head, b"x" * 1_000_000)
+    assert answer.status == 501
+
+
+def test_a_client_that_asks_first_is_told_to_go_on(api: Api) -> None:
+    with contextlib.closing(arpanet.dial(api.address)) as sock:
+        sock.settimeout(10)
+        words = ("Expect: 100-continue", "Content-Length: 2", "Connection: close")
+        sock.sendall(request("POST /containers/create?name=x@y", *words))
+        assert sock.recv(100).startswith(b"HTTP/1.1 100 ")
+        sock.sendall(b"{}")
+        with sock.makefile("rb") as file:
+            assert file.read().startswith(b"HTTP/1.1 400 ")
+
+
+def test_http_1_0_is_one_request(api: Api) -> None:
+    old = request("GET /_ping", version="HTTP/1.0")
+    (answer,) = api.talk(old, old)
+    assert answer.headers["Connection"] == "close"
+    assert answer.body == b"OK"
+
+
+def test_connection_close_is_obeyed(api: Api) -> None:
+    (answer,) = api.talk(request("GET /_ping", "Connection: close"), request("GET /_ping"))
+    assert answer.headers["Connection"] == "close"
+
+
+GARBAGE = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    b"GET\r\n\r\n",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET / SPDY/1.1\r\n\r\n",
+    b"GET / HTTP/1.1 extra\r\n\r\n",
+    request("POST /commit", "Content-Length: 1", "Content-Length: 2"),
+    request("POST /commit", "Content-Length: \xb2"),
+    request("POST /commit", "Content-Length: " + "9" * 5000),
+    request("GET /_ping", *[f"A{n}: x" for n in range(200)]),
+    request("GET /_ping", "A: " + "x" * 100_000),
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_garbage_is_answered_in_json_and_ends_the_connection(api: Api, garbage: bytes) -> None:
+    (answer,) = api.talk(garbage, request("GET /_ping"))
+    assert answer.status in (400, 431, 505)
+    assert answer.message
+    assert answer.headers["Connection"] == "close"
+
+
+def test_a_request_line_has_a_limit(api: Api) -> None:
+    (answer,) = api.talk(b"GET /" + b"x" * arpanet.HEAD_LIMIT_BYTES + b"\r\n\r\n")
+    assert answer.status == 414
+
+
+@pytest.mark.parametrize("silence", [b"", b"\r\n", b"GET /_ping", b"GET /_ping HTTP/1.1\r\nA: b"])
+def test_a_client_that_goes_in_the_middle_ends_its_thread(api: Api, silence: bytes) -> None:
+    assert len(api.talk(silence)) <= 1
+    assert api.get("/_ping").status == 200
+
+
+def test_without_quorum_reads_are_answered_with_a_warning_and_changes_are_not(api: Api) -> None:
+    api.mesh.revision = 0
+    listing = api.get("/containers/json")
+    assert listing.status == 200
+    assert listing.headers["Warning"] == '199 arpanet "may be stale: no quorum"'
+    assert "Warning" not in api.get("/_ping").headers
+    change = api.get("/containers/web/start", method="POST")
+    assert (change.status, change.message) == (503, "no quorum")
+
+
+def test_a_host_that_is_down_is_said(api: Api) -> None:
+    api.node.view = view(container("web", "h1"), down=["h1"])
+    answer = api.get("/containers/web/json")
+    assert answer.status == 503
+    assert "host h1 (10.0.0.1) is down" in answer.message
+
+
+def test_a_fault_of_ours_says_nothing_of_its_inside(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("secret")
+
+    api.node.report = fail
+    answer = api.get("/arpanet/status")
+    assert answer.status == 500
+    assert answer.message == "internal error; the log of the master says more"
+    assert "secret" in caplog.text
+    assert api.get("/_ping").status == 200
+
+
+def test_clients_are_served_at_once(api: Api) -> None:
+    held = threading.Event()
+
+    def report() -> dict[str, Any]:
+        held.wait(10)
+        return {}
+
+    api.node.report = report
+    answers: list[Answer] = []
+    slow = arpanet.spawn("slow", lambda: answers.append(api.get("/arpanet/status")))
+    assert api.get("/_ping").status == 200
+    assert not answers
+    held.set()
+    slow.join()
+    assert answers[0].status == 200
+
+
+def test_the_view_has_no_part_in_the_versions_when_nobody_is_there(api: Api) -> None:
+    api.node.view = View(revision=7)
+    assert json.loads(api.get("/version").body)["ApiVersion"] == "1.51"
+    assert json.loads(api.get("/v1.51/containers/json").body) == []
