@@ -309,7 +309,7 @@ def request(line: str, *headers: str, body: bytes = b"", version: str = "HTTP/1.
 def server() -> Iterator[Api]:
     """Yield an API that serves until the last test of this file."""
     stop, mesh = threading.Event(), FakeMesh(7)
-    node = Node(read_settings({}, {}, {}, "h1"), mesh, stop)  # type: ignore[arg-type]
+    node = Node(read_settings({}, {}, {}, "h1", "master"), mesh, stop)  # type: ignore[arg-type]
     pump, hangups = Pump(stop), HangupWatch(stop)
     pump.start()
     watching = arpanet.spawn("hangups", hangups.run)
@@ -327,7 +327,7 @@ def server() -> Iterator[Api]:
 def api(server: Api) -> Api:
     """Return the API over a fresh view of three hosts and two containers."""
     server.mesh.revision = 7
-    server.node.view = view(container("web", "h1"), container("db", "h2"))
+    server.node.view = view(container("web", "h1"), container("db", "h2", created=2000))
     server.node.report = dict
     return server
 

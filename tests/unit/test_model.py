@@ -17,6 +17,7 @@ from arpanet import (
     Listing,
     NotFound,
     View,
+    VolumePin,
     apply_changes,
     find_container,
     human_age,
@@ -32,6 +33,7 @@ HOST_ROW = {
 MASTER_ROW = {"ip": "10.0.0.1", "api_port": 8791, "version": "0.1.0"}
 CONTAINER_ROW = {
     "name": "web", "summary": {"Created": 1}, "state": {}, "expose": ["80/tcp"], "bindings": [],
+    "created": "2020-01-01T00:00:00.5",
 }  # fmt: skip
 ROWS: dict[str, Any] = {
     "hosts/h1": HOST_ROW,
@@ -64,7 +66,7 @@ def test_every_table_is_read() -> None:
     assert FULL.containers["abc"].full_name == "web@h1"
     assert FULL.containers["abc"].expose == ("80/tcp",)
     assert FULL.names["web"] == arpanet.NameEntry("h1", "abc")
-    assert FULL.volumes == {"data": "h1"}
+    assert FULL.volumes == {"data": VolumePin("h1", settled=True)}
     assert FULL.vips == {"web": "198.18.0.1"}
     assert FULL.addresses == {"198.18.0.1": "web"}
 
@@ -78,7 +80,7 @@ def test_what_is_deleted_is_gone_and_the_old_view_keeps_it() -> None:
 
 def test_changes_apply_in_their_order() -> None:
     twice = [put("volumes/v", {"host": "h1"}), delete("volumes/v"), put("volumes/v", {"host": "b"})]
-    assert apply_changes(View(), 1, twice).volumes == {"v": "b"}
+    assert apply_changes(View(), 1, twice).volumes == {"v": VolumePin("b", settled=True)}
     assert apply_changes(View(), 1, twice[:2]).volumes == {}
 
 
@@ -90,7 +92,13 @@ def test_deleting_what_is_not_there_changes_nothing() -> None:
 @pytest.mark.parametrize("value", [b"", b"{", b"5", b"[]", b"{}", b'"x"', b"null", b"\xff"])
 def test_a_row_that_cannot_be_read_is_left_out(key: str, value: bytes) -> None:
     changes = [Change(f"/arpanet/{key}", value), put("volumes/good", {"host": "h1"})]
-    assert apply_changes(View(), 1, changes) == View(1, volumes={"good": "h1"})
+    good = {"good": VolumePin("h1", settled=True)}
+    assert apply_changes(View(), 1, changes) == View(1, volumes=good)
+
+
+def test_a_volume_is_settled_once_the_token_of_its_create_is_gone() -> None:
+    claimed = apply_changes(View(), 1, [put("volumes/v", {"host": "h1", "token": "x"})])
+    assert claimed.volumes == {"v": VolumePin("h1", settled=False)}
 
 
 @pytest.mark.parametrize("label", ["", "x", "5", "[5]", '[["a"]]', '{"a": 1}', '[["a","b","c",1]]'])
@@ -133,7 +141,7 @@ def test_fixed_host_ports(given: dict[str, Any], keys: list[str]) -> None:
 
 
 def test_members_are_the_machines_of_masters_and_hosts() -> None:
-    assert view(hosts=["h1", host("h2", "10.9.9.9")]).members() == {"10.0.0.1", "10.9.9.9"}
+    assert view(hosts=["h1", host("h2", "10.9.9.9")]).members == {"10.0.0.1", "10.9.9.9"}
 
 
 def test_api_versions_are_what_all_living_engines_can_do() -> None:
@@ -364,13 +372,17 @@ def test_a_status_is_looked_for_among_all() -> None:
     assert listed(everything=False, status=["exited"]) == ["old"]
 
 
+PORT = "error while looking up for {}: strconv.ParseUint: parsing "
 WRONG_FILTERS = [
     ("colour", "red", "Invalid filter 'colour'"),
-    ("status", "up", "Unrecognised filter value for status: up"),
-    ("publish", "http", "invalid port: http"),
-    ("expose", "1-x", "invalid port: 1-x"),
-    ("expose", "²", "invalid port: ²"),
-    ("expose", "9" * 5000, "invalid port: " + "9" * 5000),
+    ("status", "up", "Invalid filter 'status=up'"),
+    ("is-task", "maybe", "Invalid filter 'is-task=[maybe]'"),
+    ("health", "ill", "Unrecognised filter value for health: ill"),
+    ("exited", "x", 'strconv.Atoi: parsing "x": invalid syntax'),
+    ("publish", "http", PORT.format("publish http") + '"http": invalid syntax'),
+    ("expose", "1-x", PORT.format("expose 1-x") + '"x": invalid syntax'),
+    ("expose", "²", PORT.format("expose ²") + '"²": invalid syntax'),
+    ("expose", "70000", PORT.format("expose 70000") + '"70000": value out of range'),
 ]
 
 
