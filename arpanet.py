@@ -1743,7 +1743,8 @@ def create_body(
     given = {entry.partition(":")[0] for entry in hosts}
     for t in targets:
         names = dict.fromkeys((t.link.alias, t.hostname, t.link.target))
-        hosts += tuple(f"{n}:{t.link.vip}" for n in names if n and n not in given)
+        entries = [f"{n}:{t.link.vip}" for n in names if n and n not in given]
+        hosts += tuple(entry for entry in entries if entry not in hosts)
     labels = dict(object_of(body, "Labels", "Labels"))
     if targets:
         labels[LABEL_LINKS] = json.dumps([list(t.link) for t in targets])

@@ -403,7 +403,7 @@ WRONG = [
     ("GET /containers/ghost/json", 404, "No such container: ghost"),
     ("POST /containers/ghost/start", 404, "No such container: ghost"),
     ("GET /containers/a%20%C3%A9/json", 404, "No such container: a é"),
-    ("POST /build", 501, "POST /build is not supported"),
+    ("POST /swarm/init", 501, "POST /swarm/init is not supported"),
     ("GET /swarm", 501, "GET /swarm is not supported"),
     ("POST /containers/create", 400, "the body is not JSON"),
 ]
@@ -449,11 +449,11 @@ UNREAD = request("GET /version")
 @pytest.mark.parametrize(
     "refused",
     [
-        request("POST /commit", f"Content-Length: {len(UNREAD)}", body=UNREAD),
+        request("POST /swarm/leave", f"Content-Length: {len(UNREAD)}", body=UNREAD),
         request("POST /none", f"Content-Length: {len(UNREAD)}", body=UNREAD),
         request("GET /_ping", f"Content-Length: {len(UNREAD)}", body=UNREAD),
-        request("POST /commit", "Transfer-Encoding: chunked", body=b"x" + UNREAD),
-        request("POST /commit", "Content-Length: 1000000000", body=UNREAD),
+        request("POST /swarm/leave", "Transfer-Encoding: chunked", body=b"x" + UNREAD),
+        request("POST /swarm/leave", "Content-Length: 1000000000", body=UNREAD),
     ],
 )
 def test_a_body_that_nobody_read_is_never_taken_for_a_request(api: Api, refused: bytes) -> None:
@@ -461,7 +461,7 @@ def test_a_body_that_nobody_read_is_never_taken_for_a_request(api: Api, refused:
 
 
 def test_a_client_that_sends_a_lot_still_reads_the_refusal(api: Api) -> None:
-    head = request("POST /build", "Content-Length: 1000000")
+    head = request("POST /swarm/init", "Content-Length: 1000000")
     (answer,) = api.talk(head, b"x" * 1_000_000)
     assert answer.status == 501
 
@@ -495,9 +495,9 @@ GARBAGE = [
     b"GET / HTTP/9.9\r\n\r\n",
     b"GET / SPDY/1.1\r\n\r\n",
     b"GET / HTTP/1.1 extra\r\n\r\n",
-    request("POST /commit", "Content-Length: 1", "Content-Length: 2"),
-    request("POST /commit", "Content-Length: \xb2"),
-    request("POST /commit", "Content-Length: " + "9" * 5000),
+    request("POST /swarm/leave", "Content-Length: 1", "Content-Length: 2"),
+    request("POST /swarm/leave", "Content-Length: \xb2"),
+    request("POST /swarm/leave", "Content-Length: " + "9" * 5000),
     request("GET /_ping", *[f"A{n}: x" for n in range(200)]),
     request("GET /_ping", "A: " + "x" * 100_000),
 ]
