@@ -2,7 +2,7 @@
 """arpanet: many Docker hosts, one Docker API.
 
 Floor plan (a section uses only the sections before it):
-    Errors, Settings, Helpers, Model, Mesh, Engine, Node, API, Links, Supervisors, CLI
+    Errors, Settings, Helpers, Model, Mesh, Engine, Node, Links, API, Member, Supervisors, CLI
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ __version__ = "0.1.0"
 log = logging.getLogger("arpanet")
 
 
-# ==== Errors ==================================================================
+# ==== Errors =================================================================
 # Each failure is one type with its HTTP status, its exit code and its wording;
 # answer() turns it into an HTTP body and main() into an exit code, nobody else.
 
@@ -159,7 +159,7 @@ def name_taken(name: str, container_id: str) -> Conflict:
     )
 
 
-# ==== Settings ================================================================
+# ==== Settings ===============================================================
 # One row gives the flag, the variable, the help line and the README line.
 # Flag beats environment beats /etc/arpanet/arpanet.env beats default.
 
@@ -567,7 +567,7 @@ def choose_ip(wanted: str, interfaces: Mapping[str, str]) -> str:
     )
 
 
-# ==== Helpers =================================================================
+# ==== Helpers ================================================================
 # Threads, waiting, addresses, and HTTP over any stream. Nothing here knows what
 # a container is.
 
@@ -852,7 +852,7 @@ def gather(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     return {name: results.get(name, Unavailable("no answer")) for name in calls}
 
 
-# ==== Model ===================================================================
+# ==== Model ==================================================================
 # What is known, as values that are never changed, and every decision about it.
 # No I/O, no clock, no lock: most tests need nothing but this section.
 # All keys of the mesh sit under PREFIX and hold JSON.
@@ -1851,7 +1851,7 @@ def api_range(view: View) -> ApiRange:
     return ApiRange("%d.%d" % oldest, "%d.%d" % newest)
 
 
-# ==== Mesh ====================================================================
+# ==== Mesh ===================================================================
 # etcd, through etcd3's channel and stubs and nothing else of it: its watcher, its single
 # endpoint and its defaults lose events and hang. etcd is the truth for names, links, volumes and
 # who is alive; a change is one transaction, made so that repeating it after a lost answer is
@@ -2777,7 +2777,7 @@ class Lease:
                 return
 
 
-# ==== Engine ==================================================================
+# ==== Engine =================================================================
 # One host's Docker Engine, reached through that host's agent. The engine is the
 # truth about a container's state, its images and its volumes' contents; etcd is
 # the truth about names, placements, links and volume pins.
@@ -2983,7 +2983,7 @@ class Engine:
         )
 
 
-# ==== Node ====================================================================
+# ==== Node ===================================================================
 # The one changing object of a process: settings, mesh, the view, stop. Only the
 # thread "watch" replaces the view; a request takes it once and uses that.
 
@@ -3077,7 +3077,7 @@ def publish(node: Node, host: Host, container_id: str) -> None:
         )
 
 
-# ==== Links ===================================================================
+# ==== Links ==================================================================
 # Moves bytes from socket to socket and never looks inside them. One thread, "pump", owns every
 # connection and alone changes the objects below; other threads hand sockets over with a method
 # of Pump. An idle connection is two descriptors. The end of one direction closes that direction.
@@ -4016,7 +4016,7 @@ class Pump:
         self._pipes.append(pipe)
 
 
-# ==== API =====================================================================
+# ==== API ====================================================================
 # The Docker API. A handler takes a Call and returns a Reply or raises; answer()
 # alone makes bodies of errors. ROUTES is the whole surface.
 
@@ -5489,7 +5489,7 @@ class ApiServer(socketserver.TCPServer):
         log.warning("could not serve %s: %s", client_address, sys.exc_info()[1])
 
 
-# ==== Member ===============================================================
+# ==== Member =================================================================
 # etcd as a child of this process, and this machine's membership in the cluster. A new master
 # joins as a learner, which costs the others no quorum, and is promoted once it has caught up. The
 # member list is etcd's truth; the state file beside the data only remembers whom to ask. Membership
@@ -6384,7 +6384,7 @@ def write_state(path: Path, state: MemberState) -> None:
         os.close(directory)
 
 
-# ==== Supervisors ==============================================================
+# ==== Supervisors ============================================================
 # What a daemon does while it runs. A Slave is the truth's scribe for one host: it
 # alone writes containers/HOST. A Master keeps etcd, its lease, and the Docker API.
 
@@ -7269,7 +7269,7 @@ def same_machine(mine: bytes, found: bytes) -> bool:
     return bool(json.loads(mine)["machine"] == json.loads(found).get("machine"))
 
 
-# ==== CLI =====================================================================
+# ==== CLI ====================================================================
 # What a person types. A daemon is forked before any thread runs, and the one who
 # typed start waits on a pipe until it answers.
 
