@@ -385,7 +385,7 @@ SETTINGS = (
         "ARPANET_AUTO_NAME",
         "0",
         parse_flag,
-        "1: masters give a name to a container that has none",
+        "Whether masters give a name to a container that has none",
         "0|1",
         "master",
     ),
@@ -430,7 +430,7 @@ SETTINGS = (
         "ARPANET_LOG_LEVEL",
         "info",
         parse_level,
-        "debug, info, warning or error",
+        "What is logged: debug, info, warning or error, and what is worse",
         "LEVEL",
         "master slave client",
     ),
@@ -7695,9 +7695,9 @@ VERBS = {
     ("client", "status"): "Show whether this machine's client runs",
 }
 ROLES = {
-    "master": "An equal among the masters: three or more, any may stop",
-    "slave": "A Docker host of the network",
-    "client": "A local Docker endpoint that finds a living master",
+    "master": "Run one of three or more equal masters, any of which may stop",
+    "slave": "Run what makes this machine a Docker host of the network",
+    "client": "Run a local Docker endpoint that finds a living master",
 }
 EXAMPLES = """\
 the first three commands:
