@@ -461,7 +461,7 @@ class Settings:
 
 
 def read_env_file(path: str = ENV_FILE) -> dict[str, str]:
-    """Return NAME=VALUE lines of a file, {} when there is none. Raises Usage on a line that is neither."""
+    """Return a file's NAME=VALUE lines, {} when there is none. Raises Usage on any other line."""
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
@@ -774,7 +774,7 @@ class Body:
         self.finished = True
 
     def read(self, limit_bytes: int = 16 * 1024 * 1024) -> bytes:
-        """Return the whole body. Raises BadRequest when it is longer than the limit or ends early."""
+        """Return the whole body. Raises BadRequest when it passes the limit or ends early."""
         found: list[bytes] = []
         size = 0
         for block in self.blocks() if not self.finished else ():
@@ -890,7 +890,7 @@ class MasterInfo(NamedTuple):
 
 
 class VolumePin(NamedTuple):
-    """The host that holds a volume (volumes/NAME); settled once a container that uses it is made."""
+    """The host of a volume (volumes/NAME); settled once a container that uses it is made."""
 
     host: str
     settled: bool
@@ -1213,7 +1213,7 @@ def list_entry(view: View, container: Container, now: datetime.datetime) -> dict
 
 
 def matches(pattern: str, *texts: str) -> bool:
-    """Return whether a filter's value is one of the texts, or a regular expression that fits one."""
+    """Return whether a pattern is one of the texts, or a regular expression that fits one."""
     try:
         return any(t == pattern or re.search(pattern, t) for t in texts)
     except re.error:
@@ -1295,7 +1295,7 @@ FILTERS: Mapping[str, Callable[[Container, str], bool]] = {
     "health": lambda c, v: (c.state.get("Health") or "none") == v,
     "host": lambda c, v: c.host == v,
     "id": lambda c, v: matches(v, c.id),
-    "is-task": lambda c, v: v == "false",
+    "is-task": lambda _, v: v == "false",
     "label": match_label,
     "name": match_name,
     "network": match_network,
@@ -1316,7 +1316,7 @@ class Listing(NamedTuple):
 
 
 def parse_filters(text: str) -> dict[str, tuple[str, ...]]:
-    """Return filters from either form: {"label": ["a"]} or {"label": {"a": true}}. Raises BadRequest."""
+    """Return filters from {"label": ["a"]} or {"label": {"a": true}}. Raises BadRequest."""
     filters = load_object(text.encode(), "filters") if text else {}
     found = {}
     for name, values in filters.items():
@@ -1428,7 +1428,7 @@ class EnvWish(NamedTuple):
 
 
 def split_env(env: Iterable[str]) -> EnvWish:
-    """Return arpanet's wishes and the rest. Raises BadRequest on an ARPANET_ variable it does not know."""
+    """Return arpanet's wishes and the rest. Raises BadRequest on an unknown ARPANET_ variable."""
     rest: list[str] = []
     wishes: dict[str, list[tuple[int, str]]] = {"LINK": [], "VOLUME": []}
     for line in env:
@@ -1848,7 +1848,7 @@ def api_range(view: View) -> ApiRange:
     engines = [h.engine for h in view.living_hosts() or view.hosts.values()]
     newest = min([parse_api(e.get("api", "1.41")) for e in engines] + [NEWEST_API])
     oldest = max([parse_api(e.get("min_api", "1.12")) for e in engines] + [(1, 12)])
-    return ApiRange("%d.%d" % oldest, "%d.%d" % newest)
+    return ApiRange(".".join(map(str, oldest)), ".".join(map(str, newest)))
 
 
 # ==== Mesh ===================================================================
@@ -2837,7 +2837,7 @@ class EngineReply:
             self.close()
 
     def read_json(self) -> Any:
-        """Return the JSON of the body and close. Raises EngineDown, EngineError on a failure's status."""
+        """Return the JSON of the body and close. Raises EngineDown, EngineError for a failure."""
         text = self.read()
         try:
             value = json.loads(text or b"null")
@@ -2948,7 +2948,7 @@ class Engine:
             raise
 
     def fetch(self, method: str, target: str, body: Any = None, timeout_s: float = 30.0) -> Any:
-        """Return the JSON that the engine answers. Raises EngineError with its words, EngineDown."""
+        """Return the JSON that an engine answers. Raises EngineError with its words, EngineDown."""
         payload = b"" if body is None else dump_json(body)
         headers = [("Content-Type", "application/json")] if payload else []
         return self.send(method, target, headers, payload, timeout_s).read_json()
@@ -4099,7 +4099,7 @@ class Call:
             return self.node.view
 
     def container(self, change: bool = False) -> Container:
-        """Return the container of the path. Raises NotFound in Docker's words, MeshDown for a change."""
+        """Return the path's container. Raises NotFound in Docker's words, MeshDown for a change."""
         reference = self.params["container"]
         known = self.node.view.containers.get(reference)
         if known and not change:
@@ -4193,8 +4193,10 @@ def change_hosts(
 
 
 def change_in_turn(view: View, users: set[str], method: str, target: str) -> list[Any]:
-    """Return the answers of change_hosts(); the hosts that may refuse, because somebody there uses
-    the object, are asked before the others, so that a refusal leaves all as it was."""
+    """Return the answers of change_hosts(), of the hosts that may refuse before the others.
+
+    These are the hosts where somebody uses the object: a refusal then leaves all as it was.
+    """
     answers: list[Any] = []
     lacking: list[EngineError] = []
     for names in (users & view.hosts.keys(), view.hosts.keys() - users):
@@ -4211,8 +4213,10 @@ def change_in_turn(view: View, users: set[str], method: str, target: str) -> lis
 
 
 def first_engine(view: View) -> Engine:
-    """Return the engine for what any can do: the order is fixed, so that what belongs together
-    (the requests of one build) comes together. Raises EngineDown."""
+    """Return the engine for what any can do. Raises EngineDown.
+
+    The order is fixed, so that what belongs together (a build's requests) comes together.
+    """
     hosts = view.living_hosts()
     if not hosts:
         raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
@@ -4416,11 +4420,11 @@ def get_containers(call: Call) -> Reply:
     now = utc_now()
     entries = [list_entry(view, c, now) for c in list_containers(view, listing)]
     if call.flag("size"):
-        add_sizes(call, view, entries)
+        add_sizes(view, entries)
     return json_reply(entries)
 
 
-def add_sizes(call: Call, view: View, entries: list[dict[str, Any]]) -> None:
+def add_sizes(view: View, entries: list[dict[str, Any]]) -> None:
     """Ask the engines for the sizes, which they alone know."""
     answers = good_answers(ask_hosts(view, "GET", "/containers/json?all=1&size=1"))
     sizes = {c["Id"]: c for listed in answers.values() for c in listed}
@@ -4542,7 +4546,7 @@ def create_exec(call: Call) -> Reply:
 
 
 def find_exec_host(call: Call, exec_id: str) -> str:
-    """Return the host of an exec; when another master made it, each host is asked. Raises NotFound."""
+    """Return an exec's host; each host is asked when another master made it. Raises NotFound."""
     known = call.node.exec_hosts.get(exec_id)
     if known:
         return known
@@ -6450,7 +6454,7 @@ class Publisher:
         return asked
 
     def publish_all(self) -> None:
-        """Bring the mesh up to date with all containers of the engine. Raises EngineDown, MeshDown."""
+        """Bring the mesh up to date with the engine's containers. Raises EngineDown, MeshDown."""
         view = self._node.sync_view()
         ids = {c["Id"] for c in list_engine(self._engine)}
         ids |= {c.id for c in view.containers.values() if c.host == self._host}
@@ -6527,7 +6531,7 @@ class Publisher:
 
 
 def connect_engine(path: str, timeout_s: int = 30) -> Any:
-    """Return a docker.APIClient for this machine's engine. Raises EngineDown that says what to do."""
+    """Return a docker.APIClient for this machine's engine. Raises EngineDown with what to do."""
     import docker
 
     try:
@@ -6560,7 +6564,7 @@ def engine_errors() -> Iterator[None]:
 
 
 def inspect_engine(engine: Any, container_id: str) -> dict[str, Any] | None:
-    """Return the record of a container, None when the engine has it no longer. Raises EngineDown."""
+    """Return a container's record, None when the engine has it no longer. Raises EngineDown."""
     import docker
 
     with engine_errors():
@@ -6800,7 +6804,8 @@ class Agent:
             status, value = e.status, {"message": str(e)}
         body = dump_json(value)
         head = f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        head += "Content-Type: application/json\r\nConnection: close\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         with contextlib.suppress(OSError), sock:  # who has gone misses nothing
             sock.sendall(head.encode() + body)
         return None
@@ -6857,7 +6862,8 @@ class Slave:
         self._make_networks()
         spawn("events", self._read_events, self._stop)
         self.presence.start()
-        return f"slave {settings.hostname} ({settings.ip}) is on the network; see: arpanet slave status"
+        where = f"{settings.hostname} ({settings.ip})"
+        return f"slave {where} is on the network; see: arpanet slave status"
 
     def step(self) -> None:
         """Write again what could not be written."""
@@ -6913,9 +6919,9 @@ class Slave:
         known = self.node.view.hosts.get(settings.hostname)
         if known and known.machine != self.machine:
             raise Conflict(
-                f"the name {settings.hostname} is taken by the host at {known.ip}; give this machine "
-                f"another one (HOSTNAME=NAME arpanet slave start), or if that host is gone for good, "
-                f"type: arpanet slave leave --host {settings.hostname}"
+                f"the name {settings.hostname} is taken by the host at {known.ip}; give this "
+                "machine another one (HOSTNAME=NAME arpanet slave start), or if that host is gone "
+                f"for good, type: arpanet slave leave --host {settings.hostname}"
             )
         row = {
             "ip": settings.ip,
@@ -7177,7 +7183,8 @@ class Master:
             server = ApiServer(endpoint, self.node, self.pump, self.hangups)
             self.servers.append(server)
             spawn(f"accept-{address}", server.serve_forever, self._stop)
-        return f"master {settings.hostname} answers: docker -H tcp://{settings.ip}:{settings.api_port} ps"
+        address = HostPort(settings.ip, settings.api_port)
+        return f"master {settings.hostname} answers: docker -H tcp://{address} ps"
 
     def _enter(self) -> None:
         """Become a member of the mesh, or rejoin it. Raises Usage when it was not said which."""
@@ -7303,7 +7310,7 @@ def take_lock(path: str) -> int:
 
 
 def lock_holder(path: str) -> int:
-    """Return the process that holds a lock file, 0 if none does; the lock is trusted, not the pid."""
+    """Return who holds a lock file, 0 if nobody does; the lock is trusted, not the pid."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -7393,7 +7400,7 @@ def run_daemon(
 
 
 def detach(log_path: str) -> int | None:
-    """Fork a daemon. Return the pipe's end for its Herald in the daemon, None in the parent's place.
+    """Fork a daemon and return there the pipe's end for its Herald.
 
     The parent waits, tells what it hears, and exits.
     """
