@@ -4352,11 +4352,12 @@ def open_streams(call: Call, view: View, target: str) -> list[HostEvents]:
     return streams
 
 
-def merge_lines(
-    streams: Sequence[HostEvents], window_s: float, order: Callable[[dict[str, Any]], Any]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (host, object) of all streams; each is held for a window, and leaves it in order."""
-    arrived: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
+Line = tuple[str, dict[str, Any]]  # host, object
+
+
+def collect_lines(streams: Sequence[HostEvents]) -> queue.SimpleQueue[Line | None]:
+    """Return a queue to which a thread for each stream adds its lines, and None at its end."""
+    arrived: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
 
     def read(stream: HostEvents) -> None:
         try:
@@ -4369,6 +4370,14 @@ def merge_lines(
 
     for stream in streams:
         spawn(f"merge-{stream.host}", functools.partial(read, stream))
+    return arrived
+
+
+def merge_lines(
+    streams: Sequence[HostEvents], window_s: float, order: Callable[[dict[str, Any]], Any]
+) -> Iterator[Line]:
+    """Yield (host, object) of all streams; each is held for a window, and leaves it in order."""
+    arrived = collect_lines(streams)
     held: list[tuple[Any, int, float, str, dict[str, Any]]] = []
     live, count = len(streams), 0
     while live or held:
@@ -7484,6 +7493,17 @@ MAKERS: Mapping[str, Callable[[Settings, threading.Event, Say], Daemon]] = {
 }
 
 
+def open_log(role: str, settings: Settings) -> str:
+    """Return the path of a daemon's log, which can be written. Raises Usage."""
+    path = os.path.join(settings.log_dir, f"{role}.log")
+    try:
+        os.makedirs(settings.log_dir, exist_ok=True)
+        open(path, "ab").close()
+    except OSError as e:
+        raise Usage(f"cannot write {path}: {e.strerror}; run it as root (sudo)") from e
+    return path
+
+
 def start_role(role: str, settings: Settings, foreground: bool) -> int:
     """Start a daemon, in the foreground or detached; return the exit code."""
     if role != "client" or not settings.masters:
@@ -7491,15 +7511,7 @@ def start_role(role: str, settings: Settings, foreground: bool) -> int:
     holder = lock_holder(lock_path(settings, role))
     if holder:
         raise LockHeld(f"the {role} runs already, as process {holder}; see: arpanet {role} status")
-    herald = Herald(None)
-    if not foreground:
-        path = os.path.join(settings.log_dir, f"{role}.log")
-        try:
-            os.makedirs(settings.log_dir, exist_ok=True)
-            open(path, "ab").close()
-        except OSError as e:
-            raise Usage(f"cannot write {path}: {e.strerror}; run it as root (sudo)") from e
-        herald = Herald(detach(path))
+    herald = Herald(None if foreground else detach(open_log(role, settings)))
     set_up_logging(settings.log_level)
     make = functools.partial(MAKERS[role], settings)
     code = 1
