@@ -6572,6 +6572,23 @@ def engine_errors() -> Iterator[None]:
         raise EngineDown(f"this machine's Docker Engine does not answer: {e}") from e
 
 
+def containers_at(engine: Any, ips: Collection[str]) -> dict[str, str]:
+    """Return the id of the container that has each address now. Raises EngineDown.
+
+    Asks the networks: a container that has just begun to run is in no list of running ones yet.
+    """
+    import docker
+
+    found = {}
+    with engine_errors():
+        for network in engine.networks():
+            with contextlib.suppress(docker.errors.NotFound):  # it was removed meanwhile
+                attached = engine.inspect_network(network["Id"]).get("Containers") or {}
+                for container_id, endpoint in attached.items():
+                    found[endpoint.get("IPv4Address", "").partition("/")[0]] = container_id
+    return {ip: found[ip] for ip in ips if ip in found}
+
+
 def inspect_engine(engine: Any, container_id: str) -> dict[str, Any] | None:
     """Return a container's record, None when the engine has it no longer. Raises EngineDown."""
     import docker
@@ -6721,7 +6738,7 @@ class LinkKeeper:
     def _settle(self, waiting: Sequence[Waiting]) -> None:
         """Forward or refuse connections by what the engine says now."""
         try:
-            allowed = self._ask_allowed()
+            allowed = self._ask_allowed({one.peer_ip for one in waiting})
         except EngineDown as e:
             log.warning("refused %d connections to links: %s", len(waiting), e)
             allowed = set()
@@ -6733,13 +6750,16 @@ class LinkKeeper:
                 log.info("refused %s, which has no link to %s", one.peer_ip, target)
                 reset(one.sock)
 
-    def _ask_allowed(self) -> set[tuple[str, str]]:
+    def _ask_allowed(self, ips: Collection[str]) -> set[tuple[str, str]]:
+        """Return (address, target) of the links of containers at addresses. Raises EngineDown."""
+        at = containers_at(self._engine, ips)
+        if not at:
+            return set()
         found = set()
-        for summary in list_engine(self._engine, label=[LABEL_LINKS], status=["running"]):
-            networks = (summary.get("NetworkSettings") or {}).get("Networks") or {}
+        for summary in list_engine(self._engine, id=sorted(set(at.values())), label=[LABEL_LINKS]):
             for link in read_links_label(summary.get("Labels") or {}):
-                found |= {(n.get("IPAddress") or "", link.target) for n in networks.values()}
-        return found - {("", "")}
+                found |= {(ip, link.target) for ip, known in at.items() if known == summary["Id"]}
+        return found
 
 
 def run_ip(*arguments: str) -> str:
