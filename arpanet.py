@@ -638,6 +638,7 @@ def load_object(text: bytes, what: str) -> dict[str, Any]:
     """Return a JSON object. Raises BadRequest that says what is malformed."""
     try:
         value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair fits no UTF-8
     except (ValueError, RecursionError) as e:
         raise BadRequest(f"{what} is not JSON: {e}") from e
     if not isinstance(value, dict):
@@ -1492,18 +1493,29 @@ def strings_of(body: Mapping[str, Any], field: str, what: str) -> tuple[str, ...
 
 def object_of(body: Mapping[str, Any], field: str, what: str) -> dict[str, Any]:
     """Return an object of a JSON body. Raises BadRequest."""
-    value = body.get(field) or {}
-    if not isinstance(value, dict):
+    value = body.get(field)
+    if not isinstance(value, (dict, type(None))):
         raise BadRequest(f"{what} must be an object")
-    return value
+    return value or {}
 
 
-def objects_of(body: Mapping[str, Any], field: str, what: str) -> list[dict[str, Any]]:
-    """Return a list of objects of a JSON body. Raises BadRequest."""
-    value = body.get(field) or []
-    if not isinstance(value, list) or not all(isinstance(x, dict) for x in value):
-        raise BadRequest(f"{what} must be a list of objects")
-    return value
+def bindings_of(host_config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the host ports of a HostConfig. Raises BadRequest."""
+    ports = object_of(host_config, "PortBindings", "HostConfig.PortBindings")
+    rows = [row for row in ports.values() if row is not None]
+    if not all(isinstance(row, list) and all(isinstance(b, dict) for b in row) for row in rows):
+        raise BadRequest("HostConfig.PortBindings must hold lists of objects")
+    return tuple(binding_keys(ports))
+
+
+def mounts_of(host_config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return HostConfig.Mounts. Raises BadRequest."""
+    mounts = host_config.get("Mounts") or []
+    if not isinstance(mounts, list) or not all(isinstance(m, dict) for m in mounts):
+        raise BadRequest("HostConfig.Mounts must be a list of objects")
+    if not all(isinstance(m.get("Source") or "", str) for m in mounts):
+        raise BadRequest("the Source of HostConfig.Mounts must be a string")
+    return mounts
 
 
 def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
@@ -1512,15 +1524,12 @@ def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
     host_config = object_of(body, "HostConfig", "HostConfig")
     env = split_env(strings_of(body, "Env", "Env"))
     binds = strings_of(host_config, "Binds", "HostConfig.Binds")
-    mounts = objects_of(host_config, "Mounts", "HostConfig.Mounts")
+    mounts = mounts_of(host_config)
     taken = {destination_of(b) for b in binds} | {str(m.get("Target")).rstrip("/") for m in mounts}
     own = [bind_of(name, text) for text in env.volumes]
     binds += tuple(b for b in own if destination_of(b) not in taken)
     named = [b.partition(":")[0] for b in binds if ":" in b and not b.startswith("/")]
     named += [str(m["Source"]) for m in mounts if m.get("Type") == "volume" and m.get("Source")]
-    bindings = object_of(host_config, "PortBindings", "HostConfig.PortBindings")
-    for port in bindings:
-        objects_of(bindings, port, f"HostConfig.PortBindings {port}")
     links = env.links + strings_of(host_config, "Links", "HostConfig.Links")
     return CreateWish(
         name,
@@ -1530,7 +1539,7 @@ def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
         binds,
         tuple(dict.fromkeys(named)),
         tuple(companions_of(host_config)),
-        tuple(binding_keys(bindings)),
+        bindings_of(host_config),
         host_config.get("NetworkMode") == "host",
     )
 
@@ -5360,6 +5369,8 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             return self.send_error(400, str(e))
         call = self._read_call(body)
         reply = answer(call)
+        if not (body.finished or reply.engine):  # unread, it would be taken for the next request
+            self.close_connection = True
         try:
             self._send(reply, call.warning)
         except EngineDown as e:
@@ -7198,7 +7209,7 @@ class Master:
             require_free_port(address, settings.api_port)
         self._enter()
         self._say(
-            "there is no TLS: whoever reaches this port is root on all hosts, "
+            f"there is no TLS: whoever reaches port {settings.api_port} is root on all hosts, "
             "so keep it on a private network"
         )
         self.node = Node(settings, open_mesh(settings, (settings.ip,), self._stop), self._stop)
@@ -7212,8 +7223,8 @@ class Master:
             server = ApiServer(endpoint, self.node, self.pump, self.hangups)
             self.servers.append(server)
             spawn(f"accept-{address}", server.serve_forever, self._stop)
-        address = HostPort(settings.ip, settings.api_port)
-        return f"master {settings.hostname} answers: docker -H tcp://{address} ps"
+        api = HostPort(settings.ip, settings.api_port)
+        return f"master {settings.hostname} answers: docker -H tcp://{api} ps"
 
     def _enter(self) -> None:
         """Become a member of the mesh, or rejoin it. Raises Usage when it was not said which."""
