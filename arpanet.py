@@ -589,9 +589,7 @@ Value = TypeVar("Value")
 Address = HostPort | tuple[str, int] | str  # a str is the path of a unix socket
 
 
-def spawn(
-    name: str, run: Callable[[], None], stop: threading.Event | None = None
-) -> threading.Thread:
+def spawn(name: str, run: Callable[[], None], stop: threading.Event | None = None) -> Thread:
     """Start and return a named thread; its death by an exception is logged, and sets stop."""
 
     def guarded() -> None:
@@ -602,7 +600,7 @@ def spawn(
             if stop is not None:
                 stop.set()
 
-    thread = threading.Thread(target=guarded, name=name, daemon=True)
+    thread = Thread(target=guarded, name=name, daemon=True)
     thread.start()
     return thread
 
@@ -2382,7 +2380,7 @@ class Mesh:
         on_reset: Callable[[int, list[Entry]], None],
         on_events: Callable[[int, list[Event]], None],
         stop: threading.Event,
-    ) -> threading.Thread:
+    ) -> Thread:
         """Start thread 'watch', which calls on_reset and on_events in order, one at a time.
 
         on_reset gets the whole prefix and its revision: first, after a compaction, and when etcd
@@ -2675,7 +2673,7 @@ class Lease:
         self._lock = threading.Lock()  # guards _keys
         self._keys = dict(keys)
         self._ended, self._wake = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self.lease = 0  # its id; written by publish() before start(), then by thread 'lease'
         self._good_until = 0.0  # time.monotonic() up to which etcd surely keeps the lease
         self._published = False
@@ -2702,7 +2700,7 @@ class Lease:
             self._publish_key(key, value)
         self._published = True
 
-    def start(self) -> threading.Thread:
+    def start(self) -> Thread:
         """Start thread 'lease'; it publishes first if publish() was not called before."""
         self._thread = spawn("lease", self.run, self._stop)
         return self._thread
@@ -3806,7 +3804,7 @@ class Pump:
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._thread_id = 0
         self._running = True
         self._mailbox = Mailbox()
@@ -5366,7 +5364,8 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         try:
             body = Body(self.rfile, self.headers)
         except BadRequest as e:
-            return self.send_error(400, str(e))
+            self.send_error(400, str(e))
+            return
         call = self._read_call(body)
         reply = answer(call)
         if not (body.finished or reply.engine):  # unread, it would be taken for the next request
@@ -5411,33 +5410,35 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
                 pass
 
     def _send(self, reply: Reply, warning: str = "") -> None:
+        noted = (("Warning", warning),) if warning else ()
         if reply.engine:
-            return self._send_engine(reply.engine, warning)
+            self._send_engine(reply.engine, noted)
+            return
         headers = [*reply.headers, ("Server", f"arpanet/{__version__} (linux)")]
-        headers += [("Docker-Experimental", "false"), ("Ostype", "linux")]
-        if warning:
-            headers.append(("Warning", warning))
+        headers += [("Docker-Experimental", "false"), ("Ostype", "linux"), *noted]
         if reply.stream is not None:
-            return self._send_blocks(reply.status, headers, reply.stream)
-        empty = self.command == "HEAD" or reply.status in (204, 304)
-        if reply.status not in (204, 304):
+            self._send_blocks(reply.status, headers, reply.stream)
+        elif reply.status in (204, 304):
+            self._send_head(reply.status, headers)
+        else:
             headers.append(("Content-Length", str(len(reply.body))))
-        self._send_head(reply.status, headers, b"" if empty else reply.body)
+            body = b"" if self.command == "HEAD" else reply.body
+            self._send_head(reply.status, headers, body)
 
-    def _send_engine(self, reply: EngineReply, warning: str) -> None:
+    def _send_engine(self, reply: EngineReply, noted: Iterable[tuple[str, str]]) -> None:
         headers = [(n, v) for n, v in reply.headers if n.lower() not in HOP_HEADERS]
-        if warning:
-            headers.append(("Warning", warning))
-        if reply.is_hijack:
-            return self._hijack(reply, headers)
-        if self.command == "HEAD" or reply.status in (204, 304):
-            return self._send_head(reply.status, headers)
+        headers += noted
         length = reply.response.getheader("Content-Length")
-        if length is None:
-            return self._send_blocks(reply.status, headers, reply.blocks())
-        self._send_head(reply.status, [*headers, ("Content-Length", length)])
-        for block in reply.blocks():
-            self.wfile.write(block)
+        if reply.is_hijack:
+            self._hijack(reply, headers)
+        elif self.command == "HEAD" or reply.status in (204, 304):
+            self._send_head(reply.status, headers)
+        elif length is None:
+            self._send_blocks(reply.status, headers, reply.blocks())
+        else:
+            self._send_head(reply.status, [*headers, ("Content-Length", length)])
+            for block in reply.blocks():
+                self.wfile.write(block)
 
     def _send_blocks(
         self, status: int, headers: list[tuple[str, str]], blocks: Iterable[bytes]
@@ -6291,7 +6292,7 @@ class EtcdMember:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                env=clean_environment(os.environ, platform.machine()),
+                env=clean_environment(os.environ, platform.machine()),  # noqa: TID251 (a child's)
                 start_new_session=True,
             )
         self._born, self._restart_at, self.ready = time.monotonic(), 0.0, False
