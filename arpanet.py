@@ -7746,7 +7746,7 @@ VERBS = {
     ("client", "status"): "Show whether this machine's client runs",
 }
 ROLES = {
-    "master": "Run one of three or more equal masters, any of which may stop",
+    "master": "Run one of three or more masters, any of which may stop",
     "slave": "Run what makes this machine a Docker host of the network",
     "client": "Run a local Docker endpoint that finds a living master",
 }
