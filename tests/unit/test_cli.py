@@ -1,0 +1,216 @@
+"""The command line: its help, its exit codes, and what a person reads when something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import arpanet
+from arpanet import SETTINGS, build_parser, main
+
+VERBS = {"Offer", "Put", "Run", "Show", "Start", "Stop", "Take"}
+
+
+def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield a parser and those of all its subcommands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from walk(child)
+
+
+PARSERS = list(walk(build_parser()))
+
+
+def short_helps(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the line for each subcommand."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from (str(choice.help) for choice in action._choices_actions)
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Give every setting of a test a place of its own, and an arpanet where nobody answers."""
+    for row in SETTINGS:
+        monkeypatch.delenv(row.variable, raising=False)
+    for name in ("RUN_DIR", "STATE_DIR", "LOG_DIR"):
+        monkeypatch.setenv(f"ARPANET_{name}", str(tmp_path / name.lower()))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("ARPANET_API_PORT", str(port))
+    monkeypatch.setenv("ARPANET_SOCKET", str(tmp_path / "docker.sock"))
+    monkeypatch.setenv("ARPANET_IP", "127.0.0.1")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run arpanet as a process of its own."""
+    command = [sys.executable, arpanet.__file__, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20)
+
+
+# ---- help
+
+
+def test_there_are_the_subcommands_that_the_readme_tells() -> None:
+    names = {parser.prog for parser in PARSERS}
+    assert names == {
+        "arpanet", "arpanet docker",
+        *(f"arpanet {role}" for role in ("master", "slave", "client")),
+        *(f"arpanet {role} {verb}" for role in ("master", "slave", "client")
+          for verb in ("start", "stop", "status")),
+        "arpanet slave leave",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda p: p.prog.replace(" ", "-"))
+def test_every_help_can_be_read(
+    parser: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*parser.prog.split()[1:], "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert parser.description
+    assert re.sub(r"\s+", " ", parser.description) in re.sub(r"\s+", " ", text)
+    for action in parser._actions:
+        assert action.help or isinstance(action, argparse._SubParsersAction), action
+        flag = next(iter(action.option_strings), "")
+        assert flag in text
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda p: p.prog.replace(" ", "-"))
+def test_a_short_help_is_a_verb_without_a_full_stop(parser: argparse.ArgumentParser) -> None:
+    for words in short_helps(parser):
+        assert words.split()[0].rstrip(":") in VERBS, words
+        assert not words.endswith("."), words
+        assert len(words) <= 60
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda p: p.prog.replace(" ", "-"))
+def test_a_flag_is_told_with_a_capital_and_its_variable(parser: argparse.ArgumentParser) -> None:
+    variables = {row.flag: row.variable for row in SETTINGS}
+    for action in parser._actions:
+        flag = next(
+            (f for f in action.option_strings if f not in ("-h", "--help", "--version")), ""
+        )
+        if not flag:
+            continue
+        words = str(action.help)
+        assert words[0].isupper(), words
+        assert not words.endswith("."), words
+        assert flag not in variables or words.endswith(f"[{variables[flag]}]")
+
+
+@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.name)
+def test_every_setting_is_a_flag_of_the_roles_that_read_it(row: arpanet.Setting) -> None:
+    for parser in PARSERS:
+        if parser.prog.endswith(" start"):
+            role = parser.prog.split()[1]
+            flags = {flag for action in parser._actions for flag in action.option_strings}
+            assert (row.flag in flags) == (role in row.roles), parser.prog
+
+
+def test_the_first_help_shows_how_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "sudo arpanet master start --peers boot" in capsys.readouterr().out
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"arpanet {arpanet.__version__}\n"
+
+
+# ---- exit codes and words
+
+FAILURES = [
+    (["slave", "status"], 1, "the slave does not run; start it: arpanet slave start"),
+    (["client", "status"], 1, "the client does not run; start it: arpanet client start"),
+    (["master", "status"], 3, "no master answers (127.0.0.1:"),
+    (["docker", "ps"], 3, "start one: arpanet master start"),
+    (["slave", "leave"], 3, "no master answers"),
+    (["master", "start", "--api-port", "http"], 2, "--api-port (ARPANET_API_PORT)"),
+    (["master", "start", "--ip", "203.0.113.9"], 2, "not an address of this machine"),
+    (["client", "start", "--foreground"], 2, "no master is known"),
+    (["client", "start"], 2, "no master is known"),
+    (["slave", "start", "--run-dir", "/proc/x"], 2, "cannot write /proc/x"),
+    (["client", "start", "--log-dir", "/proc/x"], 2, "run it as root (sudo)"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "told"), FAILURES, ids=lambda x: str(x)[:40])
+def test_a_failure_has_its_exit_code_and_one_line(words: list[str], code: int, told: str) -> None:
+    done = run(*words)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("arpanet: ")]
+    assert len(lines) == len(set(lines))
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["master"], ["nothing"], ["master", "nothing"], ["master", "start", "--nothing"]]
+)
+def test_a_wrong_command_line_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "usage: arpanet" in capsys.readouterr().err
+
+
+def test_a_bad_variable_is_told_like_a_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARPANET_API_PORT", "http")
+    assert main(["master", "status"]) == 2
+    assert capsys.readouterr().err == (
+        "arpanet: --api-port (ARPANET_API_PORT) cannot be 'http': "
+        "a port is a number from 1 to 65535\n"
+    )
+
+
+@pytest.mark.parametrize("role", ["master", "slave", "client"])
+def test_stopping_what_does_not_run_is_well(role: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([role, "stop"]) == 0
+    assert capsys.readouterr().err == f"arpanet: the {role} does not run\n"
+
+
+def test_json_is_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["client", "status", "--json"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["running"] is False
+    assert "does not run" in told.err
+
+
+def test_what_holds_the_lock_runs_whatever_the_file_says(tmp_path: Path) -> None:
+    path = str(tmp_path / "run_dir" / "client.pid")
+    lock = arpanet.take_lock(path)
+    assert arpanet.lock_holder(path) == os.getpid()
+    done = run("client", "start", "--masters", "127.0.0.1")
+    assert (done.returncode, done.stderr) == (
+        1, f"arpanet: the client runs already, as process {os.getpid()}; "
+           "see: arpanet client status\n",
+    )  # fmt: skip
+    with pytest.raises(arpanet.LockHeld, match=str(os.getpid())):
+        arpanet.take_lock(path)
+    os.close(lock)
+    assert arpanet.lock_holder(path) == 0
+
+
+def test_a_table_is_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    arpanet.print_table([("A", "LONG"), ("value", 1), ("", "")])
+    assert capsys.readouterr().out == "A       LONG\nvalue   1\n\n"
