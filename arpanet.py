@@ -589,6 +589,9 @@ Value = TypeVar("Value")
 Address = HostPort | tuple[str, int] | str  # a str is the path of a unix socket
 
 
+Thread = threading.Thread  # noqa: TID251 (for annotations; spawn() alone starts one)
+
+
 def spawn(name: str, run: Callable[[], None], stop: threading.Event | None = None) -> Thread:
     """Start and return a named thread; its death by an exception is logged, and sets stop."""
 
