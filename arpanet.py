@@ -3,6 +3,25 @@
 
 Floor plan (a section uses only the sections before it):
     Errors, Settings, Helpers, Model, Mesh, Engine, Node, Links, API, Member, Supervisors, CLI
+
+Threads (name, what it owns, what ends it):
+    main         signals, etcd, the order of starting and stopping; a signal
+    watch        node.view; stop
+    members      the list of masters that the mesh talks to; stop
+    lease        renewal of this process's lease; stop
+    pump         every link, tunnel and hijacked stream; stop
+    accept-IP    one listener of the Docker API; stop
+    api-N        one client's connection; the client
+    hangup       the clients that wait for a stream, to tell when one goes; stop
+    ask-HOST     one question to one host, when several are asked at once; the answer
+    merge-HOST   one host's part of a merged stream; the end of the stream
+    upload       one body on its way to an engine; the end of the body
+    publish-N    a share of this host's containers, on their way to the mesh; stop
+    events       the engine's events; stop
+    links        the listeners of this host's links; stop
+    askers       connections to links from addresses not known yet; stop
+    agent-N      one request to the agent that may block; the answer
+    ping         the order of the masters that a client tries; stop
 """
 
 from __future__ import annotations
