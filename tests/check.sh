@@ -11,8 +11,9 @@ main() {
     check ruff check --quiet --output-format concise --config tests/ruff.toml arpanet.py tests
     check ruff format --check --quiet --diff --config tests/ruff.toml arpanet.py tests
     cd tests
-    # each file by its name: mypy takes lab.py and lab/ for one module
-    check mypy --no-error-summary --config-file mypy.ini ../arpanet.py ./*.py ./*/*.py
+    # each file by its name, and each directory apart: to mypy lab.py and lab/ are one module
+    check mypy --no-error-summary --config-file mypy.ini ../arpanet.py ./*.py unit/*.py
+    check mypy --no-error-summary --config-file mypy.ini ../arpanet.py ./*.py lab/*.py
     # shellcheck disable=SC2046
     check shellcheck $(list_scripts sh) $(list_scripts bash)
     for script in $(list_scripts sh); do check dash -n "$script"; done

@@ -36,8 +36,8 @@ def id_of(name: str) -> str:
 
 
 def host(name: str = "h1", ip: str = "", **engine: Any) -> Host:
-    """Return a host; h3 is at 10.0.0.3."""
-    address = ip or f"10.0.0.{name.removeprefix('h')}"
+    """Return a host; h3 is at 127.9.0.3, where nobody listens."""
+    address = ip or f"127.9.0.{name.removeprefix('h')}"
     return Host(name, address, 8792, f"machine-{name}", "0.1.0", {**ENGINE, **engine})
 
 

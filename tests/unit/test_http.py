@@ -536,7 +536,7 @@ def test_a_host_that_is_down_is_said(api: Api) -> None:
     api.node.view = view(container("web", "h1"), down=["h1"])
     answer = api.get("/containers/web/json")
     assert answer.status == 503
-    assert "host h1 (10.0.0.1) is down" in answer.message
+    assert "host h1 (127.9.0.1) is down" in answer.message
 
 
 def test_a_fault_of_ours_says_nothing_of_its_inside(

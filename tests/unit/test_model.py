@@ -141,7 +141,7 @@ def test_fixed_host_ports(given: dict[str, Any], keys: list[str]) -> None:
 
 
 def test_members_are_the_machines_of_masters_and_hosts() -> None:
-    assert view(hosts=["h1", host("h2", "10.9.9.9")]).members == {"10.0.0.1", "10.9.9.9"}
+    assert view(hosts=["h1", host("h2", "10.9.9.9")]).members == {"127.9.0.1", "10.9.9.9"}
 
 
 def test_api_versions_are_what_all_living_engines_can_do() -> None:
