@@ -958,7 +958,7 @@ def test_out_of_descriptors_heals() -> None:
     """In a process of its own, for its limit is the process's."""
     script = f"""
 import sys; sys.path[:0] = {sys.path!r}
-import test_links; test_links.run_out_of_descriptors()
+import test_pump; test_pump.run_out_of_descriptors()
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False
