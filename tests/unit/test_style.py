@@ -29,16 +29,14 @@ def functions() -> Iterator[Function]:
     yield from (node for node in ast.walk(TREE) if isinstance(node, Function))
 
 
+SCOPES = [node for node in ast.walk(TREE) if isinstance(node, (ast.ClassDef, Function))]
+
+
 def qualified(node: ast.AST) -> str:
     """Return the names of the classes and functions around a node, with dots."""
     line = getattr(node, "lineno", 0)
-    around = [
-        outer
-        for outer in ast.walk(TREE)
-        if isinstance(outer, (ast.ClassDef, Function))
-        and outer.lineno <= line <= (outer.end_lineno or 0)
-    ]
-    return ".".join(outer.name for outer in sorted(around, key=lambda outer: outer.lineno))
+    around = [scope for scope in SCOPES if scope.lineno <= line <= (scope.end_lineno or 0)]
+    return ".".join(scope.name for scope in sorted(around, key=lambda scope: scope.lineno))
 
 
 def lines_of(node: ast.ClassDef | Function) -> int:
@@ -229,9 +227,9 @@ MAY_CATCH_ALL = {
 def test_only_a_few_places_catch_all_exceptions() -> None:
     handlers = [node for node in ast.walk(TREE) if isinstance(node, ast.ExceptHandler)]
     everything = [
-        qualified(h)
-        for h in handlers
-        if h.type is None or "Exception" in re.findall(r"\w+", ast.unparse(h.type))
+        qualified(handler)
+        for handler in handlers
+        if handler.type is None or "Exception" in re.findall(r"\w+", ast.unparse(handler.type))
     ]
     assert set(everything) - MAY_CATCH_ALL == set()
 
