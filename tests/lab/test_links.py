@@ -138,9 +138,9 @@ def test_who_has_no_link_is_refused(net: Lab) -> None:
         assert try_fetch(net, f"stranger-{host}", vip).returncode == 1, host  # at once: no timeout
     docker(net, "run", "-d", "--name", "nethost", "--network", "host", "busybox", "sleep", "600")
     assert try_fetch(net, "nethost", vip).returncode == 1
-    for host in (*net.hosts, net.client):
+    for machine in (*net.hosts, net.client):
         words = ["busybox", "timeout", "3", "busybox", "wget", "-qO-", f"http://{vip}:8000/"]
-        assert host.run(words, check=False).returncode == 1, host.name
+        assert machine.run(words, check=False).returncode == 1, machine.name
     assert fetch(net, "user", vip) == PAGE
 
 

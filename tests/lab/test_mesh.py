@@ -297,7 +297,7 @@ def test_a_lease_is_published_again_and_ends_with_stop(mesh: Mesh, stop: threadi
     lease.update({"/t/alive": b"me 2"})
     until("update", lambda: (e := mesh.read("/t/alive")) and e.value == b"me 2")
     lease.stop()
-    assert not lease.alive and mesh.read("/t/alive") is None
+    assert (lease.alive, mesh.read("/t/alive")) == (False, None)
 
 
 def test_a_lease_leaves_another_machines_key_alone(mesh: Mesh, stop: threading.Event) -> None:

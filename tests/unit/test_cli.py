@@ -36,6 +36,7 @@ def short_helps(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Yield the line for each subcommand."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
+            assert len(action._choices_actions) == len(action.choices), "one has no help"
             yield from (str(choice.help) for choice in action._choices_actions)
 
 

@@ -78,6 +78,11 @@ def test_what_is_deleted_is_gone_and_the_old_view_keeps_it() -> None:
     assert FULL.containers
 
 
+@pytest.mark.parametrize("key", ["volumes/", "volumes", "nothing/x", "/volumes/x"])
+def test_a_key_without_table_or_name_is_left_out(key: str) -> None:
+    assert apply_changes(View(), 1, [put(key, {"host": "h1"})]) == View(1)
+
+
 def test_changes_apply_in_their_order() -> None:
     twice = [put("volumes/v", {"host": "h1"}), delete("volumes/v"), put("volumes/v", {"host": "b"})]
     assert apply_changes(View(), 1, twice).volumes == {"v": VolumePin("b", settled=True)}
