@@ -14,6 +14,7 @@ import struct
 import termios
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from conftest import docker, eventually
@@ -119,9 +120,13 @@ def engine_names(lab: Lab) -> list[str]:
 
 def remove_containers(lab: Lab) -> None:
     """Remove every container behind arpanet's back, and wait until no master lists one."""
-    for host in lab.hosts:
-        for entry in engine_json(host, "/containers/json?all=1"):
-            ask_engine(str(host.path(SOCKET)), "DELETE", f"/containers/{entry['Id']}?force=1&v=1")
+    doomed = [
+        (str(host.path(SOCKET)), "DELETE", f"/containers/{entry['Id']}?force=1&v=1")
+        for host in lab.hosts
+        for entry in engine_json(host, "/containers/json?all=1")
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda row: ask_engine(*row), doomed))
     eventually("nothing is listed", lambda: require_empty(lab))
 
 

@@ -164,7 +164,7 @@ def test_an_unknown_path_or_verb_is_answered_as_by_the_engine(
 def test_what_is_not_offered_is_501_and_says_what_to_do(net: Lab) -> None:
     answers = ask_all(
         net,
-        Ask("POST", "/build", ""), Ask("GET", "/swarm"), Ask("POST", "/swarm/init", "{}"),
+        Ask("POST", "/plugins/pull", ""), Ask("GET", "/swarm"), Ask("POST", "/swarm/init", "{}"),
         Ask("GET", "/v1.41/services"), Ask("GET", "/nodes"), Ask("GET", "/secrets"),
     )  # fmt: skip
     for answer in answers:
@@ -278,7 +278,7 @@ def test_a_connection_goes_on_after_an_error_whose_body_was_read_or_closes(net: 
         request("POST", "/nosuch", b"x" * 100_000),
         request("POST", "/containers/create", GOOD.encode()),
         request("POST", "/v9.9/containers/create?name=c1", GOOD.encode()),
-        request("POST", "/build", b"x" * 1_000_000),
+        request("POST", "/swarm/init", b"x" * 1_000_000),
         request("PUT", "/containers/nosuch/archive?path=/", b"x" * 100_000),
     ):
         text = send_raw(net, refused, LAST)
