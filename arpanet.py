@@ -7328,7 +7328,15 @@ class Master:
             ttl_s=max(10, int(settings.lease_s)),
             is_same_owner=same_machine,
         )
-        self.presence.publish()
+        try:
+            self.presence.publish()
+        except Conflict as e:
+            other = self.node.view.masters.get(settings.hostname)
+            raise Conflict(
+                f"the name {settings.hostname} is taken by the master at "
+                f"{other.ip if other else 'another machine'}; give this machine another one: "
+                "HOSTNAME=NAME arpanet master start"
+            ) from e
         self.presence.start()
         self.node.presence = self.presence
         self.node.wait_view(self.node.mesh.read_revision())
