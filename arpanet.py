@@ -68,6 +68,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 __version__ = "0.1.0"
@@ -1634,9 +1635,15 @@ def collide(binding: str, other: str) -> bool:
     return port == other_port and (ip == other_ip or not ip or not other_ip)
 
 
-def place(view: View, wish: CreateWish, pins: Mapping[str, str]) -> str:
+def place(
+    view: View,
+    wish: CreateWish,
+    pins: Mapping[str, str],
+    making: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Return the host for a container: of those that can take it, the one with the fewest.
 
+    making: names that this master is making, and their hosts.
     Raises NoRoom with the reason of each host.
     """
     if not view.hosts:
@@ -1646,7 +1653,9 @@ def place(view: View, wish: CreateWish, pins: Mapping[str, str]) -> str:
         raise NoRoom(f"{unknown[0]}, which is not known here")
     reasons = {h.name: obstacle(view, h, wish, pins) for h in view.hosts.values()}
     count = collections.Counter(c.host for c in view.containers.values())
-    count.update(e.host for e in view.names.values() if not e.id)  # being made right now
+    there = {c.name for c in view.containers.values()}
+    soon = {**making, **{name: entry.host for name, entry in view.names.items()}}
+    count.update(host for name, host in soon.items() if name not in there)
     volumes = collections.Counter(pin.host for pin in view.volumes.values())
     fitting = [name for name, reason in reasons.items() if not reason]
     free = sorted((count[name], volumes[name], name) for name in fitting)
@@ -3019,6 +3028,25 @@ class Engine:
 SYNC_S = 5.0
 
 
+class Making:
+    """The containers that this master is making, so that those asked for at once spread too."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, str] = {}
+        self._lock = threading.Lock()  # guards _hosts
+
+    def place(self, view: View, wish: CreateWish, pins: Mapping[str, str]) -> str:
+        """Return the host for a container, which is in the making from now on. Raises NoRoom."""
+        with self._lock:
+            self._hosts[wish.name] = place(view, wish, pins, self._hosts)
+            return self._hosts[wish.name]
+
+    def done(self, name: str) -> None:
+        """Forget a name: its container is in the view, or will never be."""
+        with self._lock:
+            self._hosts.pop(name, None)
+
+
 class Node:
     """What the threads of a master or slave share."""
 
@@ -3027,6 +3055,7 @@ class Node:
         self.view = View()
         self.exec_hosts: Recent[str] = Recent()  # exec id: host
         self.pull_hosts: Recent[str] = Recent(1000)  # image: host that a create waits on
+        self.making = Making()
         self.presence: Lease | None = None
         self.report: Callable[[], dict[str, Any]] = dict
         self._moved = threading.Condition()  # guards the replacement of view, for waiters
@@ -4721,13 +4750,21 @@ NOUNS = ("badger", "crane", "dolphin", "falcon", "heron", "lynx", "otter", "rave
 
 
 def create_container(call: Call) -> Reply:
-    """Choose a host, claim the name, make links and volumes, and have the engine create."""
+    """Make a container; until it is there, others are placed with it in mind."""
     body = load_object(call.body.read(), "the body")
     view = call.view_for_change()
     name = call.text("name")
     if not name and call.node.settings.auto_name:
         name = invent_name(view)
     wish = read_create(name, body)
+    try:
+        return make_container(call, view, wish, body)
+    finally:
+        call.node.making.done(wish.name)
+
+
+def make_container(call: Call, view: View, wish: CreateWish, body: dict[str, Any]) -> Reply:
+    """Choose a host, claim the name, make links and volumes, and have the engine create."""
     targets = require_link_targets(view, wish)
     with contextlib.ExitStack() as undo:
         host = place_create(call, view, wish, undo)
@@ -4755,7 +4792,7 @@ def place_create(call: Call, view: View, wish: CreateWish, undo: contextlib.Exit
     """
     node, token = call.node, secrets.token_hex(8)
     for _ in range(5):
-        host = place(view, wish, pins_of(view, wish))
+        host = node.making.place(view, wish, pins_of(view, wish))
         value = dump_json({"host": host, "token": token})
         rows = {key_of("volumes", v): value for v in wish.volumes if v not in view.volumes}
         if not rows:

@@ -11,7 +11,7 @@ from builders import HOSTS, container, view, wish
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arpanet import BadRequest, CreateWish, NameEntry, NoRoom, View, pins_of, place
+from arpanet import BadRequest, CreateWish, Making, NameEntry, NoRoom, View, pins_of, place
 
 CROWD = [container(name, "h2") for name in "bcd"]  # h1 would be chosen, if it could
 TABLE: list[tuple[str, View, CreateWish, str]] = [
@@ -62,6 +62,13 @@ TABLE: list[tuple[str, View, CreateWish, str]] = [
 )
 def test_a_host_is_chosen(seen: View, asked: CreateWish, chosen: str) -> None:
     assert place(seen, asked, pins_of(seen, asked)) == chosen
+
+
+def test_containers_asked_for_at_once_are_spread() -> None:
+    making, seen = Making(), view()
+    assert [making.place(seen, wish(name), {}) for name in ("a1", "b1", "c1")] == [*HOSTS]
+    making.done("b1")
+    assert making.place(seen, wish("d1"), {}) == HOSTS[1]
 
 
 REFUSALS: list[tuple[str, View, CreateWish, list[str]]] = [
