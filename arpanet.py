@@ -5070,9 +5070,8 @@ def create_network(call: Call) -> Reply:
         raise BadRequest(f"invalid network name: {name!r}")
     view = call.view_for_change()
     key = key_of("networks", name)
-    if name in STANDARD_NETWORKS or not call.node.mesh.claim_all(
-        {key: dump_json({"create": body})}
-    ):
+    row = {"create": body, "token": secrets.token_hex(8)}  # never equal to another create's row
+    if name in STANDARD_NETWORKS or not call.node.mesh.claim_all({key: dump_json(row)}):
         raise Conflict(f"network with name {name} already exists")
     target = f"{call.prefix}/networks/create"
     answers = ask_hosts(view, "POST", target, body, 60.0)
