@@ -4997,8 +4997,9 @@ def save_images(call: Call) -> Reply:
     wanted = [call.params["image"]] if "image" in call.params else call.query.get("names", [])
     have = {image: find_image_hosts(view, image) for image in wanted}
     missing = [image for image, hosts in have.items() if not hosts]
-    if missing or not wanted:
-        raise NotFound(f"No such image: {with_tag(missing[0]) if missing else ''}")
+    if missing or not wanted:  # the engine's words
+        query = urllib.parse.urlencode([("names", image) for image in missing[:1]])
+        return Reply(engine=call.send(first_engine(view), f"{call.prefix}/images/get?{query}"))
     count = collections.Counter(host for hosts in have.values() for host in hosts)
     best = min(count, key=lambda host: (-count[host], host))
     engine = call.node.require_engine(view, best)
