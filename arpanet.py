@@ -1374,11 +1374,19 @@ def check_filters(filters: Mapping[str, tuple[str, ...]]) -> None:
             check_filter(name, value)
 
 
+def require_bound(view: View, reference: str) -> Container:
+    """Return the container of before or since. Raises NotFound in the engine's words for that."""
+    found = find_container(view, reference)
+    if found is None:
+        raise NotFound(f"no such container {reference}")
+    return found
+
+
 def list_containers(view: View, listing: Listing) -> list[Container]:
     """Return the containers that are listed, newest first. Raises BadRequest, NotFound."""
     check_filters(listing.filters)
     before, since = (
-        [require_container(view, v).created for v in listing.filters.get(side, ())]
+        [require_bound(view, v).created for v in listing.filters.get(side, ())]
         for side in ("before", "since")
     )
     everything = listing.all or listing.limit > 0 or "status" in listing.filters
