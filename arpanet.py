@@ -4522,11 +4522,21 @@ def inspect_container(call: Call) -> Reply:
     return json_reply(details)
 
 
+def as_typed(words: bytes, container_id: str, reference: str) -> bytes:
+    """Return an engine's error with what the client typed for the id, where an engine alone does so.
+
+    Source: moby 20.10, daemon/errors.go: what speaks of a container's state says the id.
+    """
+    by_id = rb"(?<!a running container )(?<!Cannot update container )%s"
+    state = rb"(?! is (?:not |already |restarting|marked ))"
+    return re.sub(by_id % container_id.encode() + state, lambda _: reference.encode(), words)
+
+
 def engine_reply(call: Call, container: Container, reply: EngineReply) -> Reply:
     """Return an engine's answer; an error speaks of the container as the client did."""
     if reply.status < 400 or call.method == "HEAD":
         return Reply(engine=reply)
-    words = reply.read().replace(container.id.encode(), call.params["container"].encode())
+    words = as_typed(reply.read(), container.id, call.params["container"])
     return Reply(reply.status, words, (("Content-Type", "application/json"),))
 
 
