@@ -4554,6 +4554,14 @@ def change_container(call: Call) -> Reply:
     return engine_reply(call, container, reply)
 
 
+def kill_container(call: Call) -> Reply:
+    """Do as change_container(); the engine's words for a container that is not there differ."""
+    try:
+        return change_container(call)
+    except NotFound as e:
+        raise NotFound(f"Cannot kill container: {call.params['container']}: {e}") from e
+
+
 def wait_container(call: Call) -> Reply:
     """Pass the head on at once: docker run starts the container only when it has it."""
     container = call.container()
@@ -5248,7 +5256,7 @@ ROUTES = (
     Route("POST", "/containers/{container}/start", change_container),
     Route("POST", "/containers/{container}/stop", change_container),
     Route("POST", "/containers/{container}/restart", change_container),
-    Route("POST", "/containers/{container}/kill", change_container),
+    Route("POST", "/containers/{container}/kill", kill_container),
     Route("POST", "/containers/{container}/pause", change_container),
     Route("POST", "/containers/{container}/unpause", change_container),
     Route("POST", "/containers/{container}/update", change_container),
