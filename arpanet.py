@@ -4601,7 +4601,8 @@ def claim_rename(call: Call, container: Container, name: str) -> Claim:
     try:
         return claim_name(call, check_new_name(name), container.host)
     except (BadRequest, Conflict) as e:
-        raise type(e)(f"Error when allocating new name: {e}") from e
+        words = str(e).replace(f"({name})", f"(/{name})")
+        raise type(e)(f"Error when allocating new name: {words}") from e
 
 
 def rename_container(call: Call) -> Reply:
