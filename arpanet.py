@@ -4938,6 +4938,17 @@ def keep_created(call: Call, claim: Claim, wish: CreateWish, host: str, containe
         raise
 
 
+def remove_link(call: Call) -> Reply:
+    """Refuse docker rm --link: a link is a part of the container that was made with it."""
+    reference, alias = call.params["container"], call.params["alias"]
+    found = find_container(call.view_for_change(), reference)
+    if call.flag("link") and found and any(k.alias == alias for k in found.links):
+        raise NotSupported(
+            f"taking a link off is not supported: remove {reference} and run it again without"
+        )
+    raise no_such_container(f"{reference}/{alias}")
+
+
 # ---- images
 
 
@@ -5266,6 +5277,7 @@ ROUTES = (
     Route("GET", "/containers/{container}/attach/ws", pass_container),
     Route("POST", "/containers/{container}/wait", wait_container),
     Route("DELETE", "/containers/{container}", change_container),
+    Route("DELETE", "/containers/{container}/{alias}", remove_link),
     Route("GET|HEAD|PUT", "/containers/{container}/archive", pass_container),
     Route("POST", "/containers/{container}/exec", create_exec),
     Route("POST", "/exec/{exec}/start", pass_exec),
