@@ -5148,7 +5148,11 @@ def join_network(call: Call) -> Reply:
     """Connect a container with a network or take it off, on the container's host."""
     body = load_object(call.body.read(), "the body")
     view = call.view_for_change()
-    container = require_container(view, str(body.get("Container") or ""))
+    reference = str(body.get("Container") or "")
+    if body.get("Force") and find_container(view, reference) is None:
+        change_hosts(view, "POST", call.target(network=find_network(call, view)), body)
+        return Reply(200)
+    container = require_container(view, reference)
     target = call.target(network=find_network(call, view))
     payload = dict(body, Container=container.id)
     engine = call.engine_of(container)
