@@ -4523,7 +4523,7 @@ def inspect_container(call: Call) -> Reply:
 
 
 def as_typed(words: bytes, container_id: str, reference: str) -> bytes:
-    """Return an engine's error with what the client typed for the id, where an engine alone does so.
+    """Return an engine's error with what the client typed for the id, where an engine does so.
 
     Source: moby 20.10, daemon/errors.go: what speaks of a container's state says the id.
     """

@@ -399,7 +399,7 @@ def test_a_wrong_filter_is_refused(name: str, value: str, words: str) -> None:
 
 
 def test_a_container_to_compare_with_must_be_there() -> None:
-    with pytest.raises(NotFound, match="No such container: ghost"):
+    with pytest.raises(NotFound, match="no such container ghost"):
         listed(before=["ghost"])
 
 
