@@ -19,6 +19,8 @@ Threads (name, what it owns, what ends it):
     publish-N    a share of this host's containers, on their way to the mesh; stop
     events       the engine's events; stop
     links        the listeners of this host's links; stop
+    names        names on networks that were made through arpanet; stop
+    names-N      names that the host's own resolvers are asked for; stop
     askers       connections to links from addresses not known yet; stop
     agent-N      one request to the agent that may block; the answer
     ping         the order of the masters that a client tries; stop
@@ -945,6 +947,7 @@ class Container(NamedTuple):
     bindings: tuple[str, ...]  # host ports it asks for: "8080/tcp", "10.0.0.1:8080/tcp"
     links: tuple[Link, ...]
     created: str  # in UTC, to the nanosecond; as text these are in the order of time
+    aliases: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # network: its names there
 
     @property
     def full_name(self) -> str:
@@ -1085,6 +1088,12 @@ def container_record(summary: Mapping[str, Any], details: Mapping[str, Any]) -> 
         "state": {k: state.get(k) for k in kept}
         | {"Health": (state.get("Health") or {}).get("Status", "none")},
         "created": (details.get("Created") or "").rstrip("Z"),
+        "aliases": {
+            network: sorted(endpoint.get("Aliases") or ())
+            for network, endpoint in (
+                (details.get("NetworkSettings") or {}).get("Networks") or {}
+            ).items()
+        },
         "expose": sorted((details.get("Config") or {}).get("ExposedPorts") or {}),
         "bindings": sorted(binding_keys(host_config.get("PortBindings") or {})),
     }
@@ -1114,6 +1123,7 @@ def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Con
         tuple(record["bindings"]),
         read_links_label(labels),
         record["created"],
+        {network: tuple(names) for network, names in record["aliases"].items()},
     )
 
 
@@ -1431,7 +1441,7 @@ class CreateWish(NamedTuple):
     volumes: tuple[str, ...]  # named volumes, which fix the host
     companions: tuple[str, ...]  # containers on whose host it must be
     bindings: tuple[str, ...]  # host ports
-    host_network: bool
+    networks: tuple[str, ...]
 
 
 def check_new_name(name: str) -> str:
@@ -1569,8 +1579,15 @@ def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
         tuple(dict.fromkeys(named)),
         tuple(companions_of(host_config)),
         bindings_of(host_config),
-        host_config.get("NetworkMode") == "host",
+        tuple(networks_of(body, host_config)),
     )
+
+
+def networks_of(body: Mapping[str, Any], host_config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the networks that a create names. Raises BadRequest."""
+    yield str(host_config.get("NetworkMode") or "default")
+    networking = object_of(body, "NetworkingConfig", "NetworkingConfig")
+    yield from object_of(networking, "EndpointsConfig", "NetworkingConfig.EndpointsConfig")
 
 
 MODES = ("NetworkMode", "IpcMode", "PidMode")
@@ -1591,7 +1608,7 @@ def companions_of(host_config: Mapping[str, Any]) -> Iterator[str]:
 
 def require_link_targets(view: View, wish: CreateWish) -> list[Container]:
     """Return the target of each link. Raises BadRequest: on a 404 the docker client would pull."""
-    if wish.links and wish.host_network:
+    if wish.links and "host" in wish.networks:
         raise BadRequest(
             "conflicting options: host type networking can't be used with links. "
             "This would result in undefined behavior"
@@ -1676,15 +1693,20 @@ def place(
 # ---- links
 
 
+def resolver_of(subnet: str) -> str:
+    """Return the address at which slaves answer for names: the first of the links' network."""
+    return str(ipaddress.IPv4Network(subnet)[1])
+
+
 def choose_vip(view: View, subnet: str, name: str) -> str:
     """Return the name's virtual address, or a free one: the same on every master. Raises NoRoom."""
     if name in view.vips:
         return view.vips[name]
     network = ipaddress.IPv4Network(subnet)
-    room = network.num_addresses - 2
+    room = network.num_addresses - 3  # less both ends, and the resolver
     first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % room
     for step in range(room):
-        address = str(network[1 + (first + step) % room])
+        address = str(network[2 + (first + step) % room])
         if address not in view.addresses:
             return address
     raise NoRoom(f"all {room} addresses of the links' network {subnet} are taken")
@@ -1778,9 +1800,12 @@ class LinkTarget(NamedTuple):
 
 
 def create_body(
-    body: Mapping[str, Any], wish: CreateWish, targets: Sequence[LinkTarget]
+    body: Mapping[str, Any], wish: CreateWish, targets: Sequence[LinkTarget], resolver: str
 ) -> dict[str, Any]:
-    """Return the body that the engine gets: links and volumes made of what one engine has."""
+    """Return the body that the engine gets: links and volumes made of what one engine has.
+
+    resolver: who is asked for names, if the user does not say; "": whom the engine asks.
+    """
     host_config = dict(body.get("HostConfig") or {})
     own = {line.partition("=")[0] for line in wish.env}  # of two, most programs see the first
     env = [line for t in targets for line in link_environment(wish.name, t.link, t.expose, t.env)]
@@ -1799,6 +1824,7 @@ def create_body(
         Links=None,
         Binds=list(wish.binds) or None,
         ExtraHosts=list(hosts) or None,
+        Dns=host_config.get("Dns") or ([resolver] if resolver else None),
         **plain_references(host_config),
     )
     return dict(body, Env=env + list(wish.env), Labels=labels, HostConfig=host_config)
@@ -1830,22 +1856,96 @@ class LinkTable:
     revision: int
     listeners: Mapping[HostPort, str]  # VIP:PORT -> target container's name
     allowed: frozenset[tuple[str, str]]  # (address of a container here, target)
+    consumers: Mapping[str, str]  # address of a container here: its id
+
+
+def neighbours_of(view: View, consumer: Container) -> list[Container]:
+    """Return the containers on the networks, made through arpanet, that a container is on."""
+    shared = consumer.networks.keys() & view.networks.keys()
+    if not shared:
+        return []
+    return [c for c in view.containers.values() if shared & c.networks.keys()]
+
+
+def targets_of(view: View, consumer: Container) -> dict[str, str]:
+    """Return whom a container may reach by a virtual address: names, and their addresses."""
+    neighbours = {c.name for c in neighbours_of(view, consumer)}
+    reach = {name: view.vips[name] for name in neighbours & view.vips.keys()}
+    return reach | {link.target: link.vip for link in consumer.links}
 
 
 def decide_links(view: View, host: str) -> LinkTable:
-    """Return the listeners for the links that containers on a host declared."""
+    """Return the listeners for what containers on a host may reach."""
     listeners: dict[HostPort, str] = {}
     allowed: set[tuple[str, str]] = set()
-    for consumer in view.containers.values():
-        if consumer.host != host or not consumer.links:
-            continue
-        for link in consumer.links:
-            allowed.update((ip, link.target) for ip in consumer.addresses)
-            target = find_by_name(view, link.target)
+    consumers: dict[str, str] = {}
+    for consumer in (c for c in view.containers.values() if c.host == host):
+        consumers.update(dict.fromkeys(consumer.addresses, consumer.id))
+        for name, vip in targets_of(view, consumer).items():
+            allowed.update((ip, name) for ip in consumer.addresses)
+            target = find_by_name(view, name)
             for port in parse_expose(target.expose if target else ()):
                 if port.protocol == "tcp":
-                    listeners[HostPort(link.vip, port.number)] = link.target
-    return LinkTable(view.revision, listeners, frozenset(allowed))
+                    listeners[HostPort(vip, port.number)] = name
+    return LinkTable(view.revision, listeners, frozenset(allowed), consumers)
+
+
+def find_vips(view: View, consumer: Container, name: str) -> list[str] | None:
+    """Return the addresses that a name means for a container, None if it means nothing there.
+
+    A name is a container's, or an alias that it has on a network, with or without .NETWORK.
+    """
+    plain = name.rstrip(".").lower()
+    found = []
+    for c in neighbours_of(view, consumer):
+        for network in consumer.networks.keys() & c.networks.keys() & view.networks.keys():
+            names = {n.lower() for n in (c.name, *c.aliases.get(network, ()))}
+            if (plain in names or plain.removesuffix(f".{network.lower()}") in names) and c.running:
+                found.append(view.vips.get(c.name, ""))
+    return sorted({vip for vip in found if vip}) or None
+
+
+# ---- names, as DNS has them. Source: RFC 1035, 4.1
+
+A_RECORD, INTERNET, NAME_TTL_S = 1, 1, 1
+
+
+class Question(NamedTuple):
+    """What a DNS query asks for."""
+
+    id: int
+    flags: int
+    name: str
+    kind: int
+    section: bytes  # the question as it came
+
+
+def read_question(packet: bytes) -> Question | None:
+    """Return the one question of a query, None if it is something else or malformed."""
+    try:
+        number, flags, questions = struct.unpack_from(">HHH", packet)
+        position, labels = 12, []
+        while length := packet[position]:
+            labels.append(packet[position + 1 : position + 1 + length].decode("ascii"))
+            position += 1 + length
+        kind, family = struct.unpack_from(">HH", packet, position + 1)
+    except (struct.error, IndexError, UnicodeDecodeError):
+        return None
+    if flags & 0xF800 or questions != 1 or family != INTERNET or len(labels) > 127:
+        return None
+    return Question(number, flags, ".".join(labels), kind, packet[12 : position + 5])
+
+
+def name_reply(question: Question, addresses: Sequence[str], failed: bool = False) -> bytes:
+    """Return the packet that answers a question; without addresses: there are none of that kind."""
+    given = addresses if question.kind == A_RECORD else ()
+    flags = 0x8080 | question.flags & 0x0100 | (2 if failed else 0)
+    head = struct.pack(">HHHHHH", question.id, flags, 1, len(given), 0, 0)
+    records = [
+        struct.pack(">HHHIH4s", 0xC00C, A_RECORD, INTERNET, NAME_TTL_S, 4, socket.inet_aton(ip))
+        for ip in given
+    ]
+    return head + question.section + b"".join(records)
 
 
 def find_address(view: View, container: Container) -> str | None:
@@ -4798,12 +4898,24 @@ def make_container(call: Call, view: View, wish: CreateWish, body: dict[str, Any
         claim = claim_name(call, wish.name, host)
         undo.callback(let_go, call.node, claim)
         links = describe_links(call, view, wish, targets)
-        made = create_on(call, host, wish, create_body(body, wish, links)).read_json()
+        resolver = name_resolver(call.node, view, wish)
+        made = create_on(call, host, wish, create_body(body, wish, links, resolver)).read_json()
         keep_created(call, claim, wish, host, made["Id"])
         undo.pop_all()
     publish(call.node, view.hosts[host], made["Id"])
     made["Warnings"] = (made.get("Warnings") or []) + link_warnings(links)
     return json_reply(made, 201)
+
+
+def name_resolver(node: Node, view: View, wish: CreateWish) -> str:
+    """Return whom a new container asks for names: the slave, on a network made through arpanet.
+
+    There others find the container at a virtual address, which it gets here.
+    """
+    if not view.networks.keys() & set(wish.networks):
+        return ""
+    claim_vip(node, wish.name)
+    return resolver_of(node.settings.link_subnet)
 
 
 def let_go(node: Node, claim: Claim) -> None:
@@ -5153,7 +5265,10 @@ def join_network(call: Call) -> Reply:
         change_hosts(view, "POST", call.target(network=find_network(call, view)), body)
         return Reply(200)
     container = require_container(view, reference)
-    target = call.target(network=find_network(call, view))
+    name = find_network(call, view)
+    if name in view.networks:
+        claim_vip(call.node, container.name)
+    target = call.target(network=name)
     payload = dict(body, Container=container.id)
     engine = call.engine_of(container)
     headers = [("Content-Type", "application/json")]
@@ -6753,7 +6868,7 @@ class LinkKeeper:
     def __init__(self, node: Node, engine: Any, pump: Pump) -> None:
         self._node, self._engine, self._pump = node, engine, pump
         self._host = node.settings.hostname
-        self._table = LinkTable(0, {}, frozenset())
+        self._table = LinkTable(0, {}, frozenset(), {})
         self._listeners: dict[HostPort, LinkListener] = {}
         self._refused: set[HostPort] = set()  # addresses that could not be bound
         self._done = threading.Condition()  # guards the replacement of _table, for waiters
@@ -6767,6 +6882,10 @@ class LinkKeeper:
     def close(self) -> None:
         """Take the links' network off this machine; the pump closes the listeners."""
         run_ip("route", "del", "local", self._node.settings.link_subnet, "dev", "lo")
+
+    def find_consumer(self, ip: str) -> Container | None:
+        """Return the container of this host that has an address, as far as the table says."""
+        return self._node.view.containers.get(self._table.consumers.get(ip, ""))
 
     def wait(self, revision: int) -> None:
         """Return when the listeners are those of a revision. Raises MeshDown."""
@@ -6866,15 +6985,127 @@ class LinkKeeper:
                 reset(one.sock)
 
     def _ask_allowed(self, ips: Collection[str]) -> set[tuple[str, str]]:
-        """Return (address, target) of the links of containers at addresses. Raises EngineDown."""
+        """Return (address, target) of what containers at addresses may reach. Raises EngineDown."""
+        view = self._node.view
         at = containers_at(self._engine, ips)
-        if not at:
-            return set()
-        found = set()
-        for summary in list_engine(self._engine, id=sorted(set(at.values())), label=[LABEL_LINKS]):
-            for link in read_links_label(summary.get("Labels") or {}):
-                found |= {(ip, link.target) for ip, known in at.items() if known == summary["Id"]}
-        return found
+        known = [(ip, view.containers[i]) for ip, i in at.items() if i in view.containers]
+        return {(ip, target) for ip, c in known for target in targets_of(view, c)}
+
+
+class Query(NamedTuple):
+    """A DNS query that cannot be answered at once."""
+
+    packet: bytes
+    question: Question
+    peer: tuple[str, int]
+
+
+RESOLVER_PORT, RESOLVER_S, RESOLVERS = 53, 2.0, 8
+RESOLV_CONF = "/etc/resolv.conf"
+
+
+class NameServer:
+    """Answers this host's containers for names on networks that were made through arpanet.
+
+    Thread "names" answers what is known; threads names-N ask the host's own resolvers for the
+    rest, and the engine about an address that is not in the table yet.
+    """
+
+    def __init__(self, node: Node, engine: Any, links: LinkKeeper, pump: Pump) -> None:
+        self._node, self._engine, self._links, self._pump = node, engine, links, pump
+        self._address = HostPort(resolver_of(node.settings.link_subnet), RESOLVER_PORT)
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._waiting: queue.Queue[Query] = queue.Queue(1000)
+
+    def start(self) -> None:
+        """Begin to answer; where another program has the port, names are left to links."""
+        try:
+            self._socket.bind(self._address)
+            self._pump.listen(LinkListener(self._address, self._accepted))
+        except OSError as e:
+            log.warning("cannot answer for names at %s: %s", self._address, e)
+            return
+        self._socket.settimeout(STEP_S)
+        spawn("names", self._serve, self._node.stop)
+        for number in range(RESOLVERS):
+            spawn(f"names-{number}", self._resolve, self._node.stop)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while not self._node.stop.is_set():
+            try:
+                packet, peer = self._socket.recvfrom(4096)
+            except OSError:  # nothing came, or close()
+                continue
+            question = read_question(packet)
+            if question and not self._answer(question, self._links.find_consumer(peer[0]), peer):
+                with contextlib.suppress(queue.Full):  # who asks too much asks again
+                    self._waiting.put_nowait(Query(packet, question, peer))
+
+    def _answer(self, question: Question, consumer: Container | None, peer: Any) -> bool:
+        """Send an answer and return True if the name means something for the container."""
+        vips = find_vips(self._node.view, consumer, question.name) if consumer else None
+        if vips is None:
+            return False
+        self._reply(name_reply(question, random.sample(vips, len(vips))), peer)
+        return True
+
+    def _reply(self, packet: bytes, peer: Any) -> None:
+        with contextlib.suppress(OSError):  # who has gone misses nothing
+            self._socket.sendto(packet, peer)
+
+    def _resolve(self) -> None:
+        while not self._node.stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                self._settle(self._waiting.get(timeout=STEP_S))
+
+    def _settle(self, query: Query) -> None:
+        """Answer a query with what the engine knows of its sender, or the host's resolvers say."""
+        ip = query.peer[0]
+        consumer = self._links.find_consumer(ip)
+        if consumer is None:
+            with contextlib.suppress(EngineDown):
+                found = containers_at(self._engine, [ip]).get(ip, "")
+                consumer = self._node.view.containers.get(found)
+            if consumer is None:
+                return  # no container of this host: it gets no answer
+            if self._answer(query.question, consumer, query.peer):
+                return
+        reply = ask_resolvers(query.packet) or name_reply(query.question, (), failed=True)
+        self._reply(reply, query.peer)
+
+    def _accepted(self, sock: socket.socket, peer: Any, _listener: LinkListener) -> None:
+        """Hand a query that needs TCP to the host's own resolver. Thread: pump."""
+        resolvers = read_resolvers()
+        if not resolvers or self._links.find_consumer(peer[0]) is None:
+            raise Unavailable("no resolver, or no container of this host")
+        first, *others = [Target(HostPort(ip, RESOLVER_PORT)) for ip in resolvers]
+        self._pump.dial(sock, first, others=others)
+
+
+def read_resolvers() -> list[str]:
+    """Return the host's own resolvers, IPv4 ones."""
+    lines = read_file(RESOLV_CONF).decode("utf-8", "replace").splitlines()
+    words = [line.split() for line in lines]
+    return [w[1] for w in words if len(w) > 1 and w[0] == "nameserver" and ":" not in w[1]]
+
+
+def ask_resolvers(packet: bytes) -> bytes:
+    """Return the answer of the first resolver of the host that has one, b"" if none has."""
+    for ip in read_resolvers():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(RESOLVER_S)
+            try:
+                sock.connect((ip, RESOLVER_PORT))
+                sock.send(packet)
+                answer = sock.recv(65535)
+            except OSError:
+                continue  # the next one may know
+            if answer[:2] == packet[:2]:
+                return answer
+    return b""
 
 
 def run_ip(*arguments: str) -> str:
@@ -6997,6 +7228,8 @@ class Slave:
         self.links = LinkKeeper(self.node, self.engine, self.pump)
         self.pump.start()
         self.links.start()
+        self.names = NameServer(self.node, self.engine, self.links, self.pump)
+        self.names.start()
         self.publisher.start()
         self._say("publishing the containers of this host")
         self._events = self._open_events()
@@ -7022,6 +7255,8 @@ class Slave:
     def close(self) -> None:
         if hasattr(self, "presence"):
             self.presence.stop()
+        if hasattr(self, "names"):
+            self.names.close()
         if hasattr(self, "links"):
             self.links.close()
         self.pump.stop()

@@ -100,7 +100,7 @@ def wish(name: str = "new", **fields: Any) -> CreateWish:
     """Return what a plain docker run asks for."""
     nothing: dict[str, Any] = {
         "image": "busybox", "env": (), "links": (), "binds": (), "volumes": (), "companions": (),
-        "bindings": (), "host_network": False,
+        "bindings": (), "networks": (),
     }  # fmt: skip
     return CreateWish(name=name, **{**nothing, **fields})
 

@@ -34,6 +34,7 @@ MASTER_ROW = {"ip": "10.0.0.1", "api_port": 8791, "version": "0.1.0"}
 CONTAINER_ROW = {
     "name": "web", "summary": {"Created": 1}, "state": {}, "expose": ["80/tcp"], "bindings": [],
     "created": "2020-01-01T00:00:00.5",
+    "aliases": {"net": ["w"]},
 }  # fmt: skip
 ROWS: dict[str, Any] = {
     "hosts/h1": HOST_ROW,
