@@ -7200,6 +7200,8 @@ class Agent:
         match = re.fullmatch("/publish/([0-9a-f]{64})", path)
         if verb == "POST" and match:
             revision = dict(urllib.parse.parse_qsl(query)).get("revision", "0")
+            if not re.fullmatch("[0-9]{1,19}", revision):
+                raise BadRequest(f"a revision is a number, not {revision!r}")
             return {"revision": self._slave.publish(match[1], int(revision))}
         if verb == "GET" and path == "/status":
             return self._slave.report()
