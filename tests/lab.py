@@ -723,6 +723,7 @@ class Host:
             "dockerd", "--host", "unix:///var/run/docker.sock", "--data-root", "/var/lib/docker",
             "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid", "--dns", "127.0.0.1",
             "--storage-driver", "overlay2", "--exec-opt", "native.cgroupdriver=cgroupfs",
+            "--insecure-registry", f"{NETWORK}.0/24",
             "--cgroup-parent", f"/arpanet-lab-{self._lab}/{self.name}",
         ]  # fmt: skip
         with open(self.logs / "dockerd.log", "ab") as log:
