@@ -4589,9 +4589,19 @@ def get_events(call: Call) -> Reply:
 # ---- containers
 
 
+def find_ancestry(view: View, filters: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the ids of the images that an ancestor filter means, as the living engines know."""
+    asked = {"all": 1, "filters": dump_json({"ancestor": filters["ancestor"]})}
+    answers = ask_hosts(view, "GET", f"/containers/json?{urllib.parse.urlencode(asked)}")
+    return tuple({c["ImageID"] for listed in good_answers(answers).values() for c in listed})
+
+
 def get_containers(call: Call) -> Reply:
-    listing = Listing(call.flag("all"), call.number("limit"), parse_filters(call.text("filters")))
+    filters = parse_filters(call.text("filters"))
     view = call.view_for_read()
+    if "ancestor" in filters:
+        filters["ancestor"] += find_ancestry(view, filters)
+    listing = Listing(call.flag("all"), call.number("limit"), filters)
     now = utc_now()
     entries = [list_entry(view, c, now) for c in list_containers(view, listing)]
     if call.flag("size"):
