@@ -5371,87 +5371,110 @@ def get_status(call: Call) -> Reply:
 
 
 class Route(NamedTuple):
-    """One line of the API: verbs between |, path with {names}; {name+} may hold slashes."""
+    """One line of the API: verbs between |, path with {names}.
+
+    {name+} may hold slashes, {name*} may also be nothing, or begin with one.
+    """
 
     verbs: str
     path: str
     handler: Callable[[Call], Reply]
+    fate: str  # a key of FATES
 
 
+FATES = {
+    "routed": "passed to the one host that has the object",
+    "placed": "passed to the host that is chosen for a new object",
+    "merged": "asked of all hosts, and answered as one",
+    "on all": "done on all hosts, or on all that have the object",
+    "first host": "passed to the first living host, so that what belongs together comes together",
+    "answered": "answered by the master from what it knows",
+    "refused": "answered with 501: not offered",
+}
 ROUTES = (
-    Route("GET|HEAD", "/_ping", get_ping),
-    Route("GET", "/version", get_version),
-    Route("GET", "/info", get_info),
-    Route("GET", "/events", get_events),
-    Route("GET", "/arpanet/status", get_status),
-    Route("GET", "/containers/json", get_containers),
-    Route("POST", "/containers/create", create_container),
-    Route("POST", "/containers/prune", prune),
-    Route("GET", "/containers/{container}/json", inspect_container),
-    Route("GET", "/containers/{container}/top", pass_container),
-    Route("GET", "/containers/{container}/logs", pass_container),
-    Route("GET", "/containers/{container}/changes", pass_container),
-    Route("GET", "/containers/{container}/export", pass_container),
-    Route("GET", "/containers/{container}/stats", stats_container),
-    Route("POST", "/containers/{container}/resize", pass_container),
-    Route("POST", "/containers/{container}/start", change_container),
-    Route("POST", "/containers/{container}/stop", change_container),
-    Route("POST", "/containers/{container}/restart", change_container),
-    Route("POST", "/containers/{container}/kill", kill_container),
-    Route("POST", "/containers/{container}/pause", change_container),
-    Route("POST", "/containers/{container}/unpause", change_container),
-    Route("POST", "/containers/{container}/update", change_container),
-    Route("POST", "/containers/{container}/rename", rename_container),
-    Route("POST", "/containers/{container}/attach", pass_container),
-    Route("GET", "/containers/{container}/attach/ws", pass_container),
-    Route("POST", "/containers/{container}/wait", wait_container),
-    Route("DELETE", "/containers/{container}", change_container),
-    Route("DELETE", "/containers/{container}/{alias}", remove_link),
-    Route("GET|HEAD|PUT", "/containers/{container}/archive", pass_container),
-    Route("POST", "/containers/{container}/exec", create_exec),
-    Route("POST", "/exec/{exec}/start", pass_exec),
-    Route("POST", "/exec/{exec}/resize", pass_exec),
-    Route("GET", "/exec/{exec}/json", pass_exec),
-    Route("GET", "/images/json", get_images),
-    Route("POST", "/images/create", pull_image),
-    Route("POST", "/images/load", pass_first),
-    Route("POST", "/images/prune", prune),
-    Route("GET", "/images/search", pass_first),
-    Route("GET", "/images/get", save_images),
-    Route("GET", "/images/{image+}/json", inspect_image),
-    Route("GET", "/images/{image+}/history", inspect_image),
-    Route("GET", "/images/{image+}/get", save_images),
-    Route("POST", "/images/{image+}/push", pass_image),
-    Route("POST", "/images/{image+}/tag", tag_image),
-    Route("DELETE", "/images/{image+}", remove_image),
-    Route("GET", "/volumes", get_volumes),
-    Route("GET", "/volumes/{volume}", inspect_volume),
-    Route("DELETE", "/volumes/{volume}", remove_volume),
-    Route("POST", "/volumes/create", create_volume),
-    Route("POST", "/volumes/prune", prune),
-    Route("GET", "/networks", get_networks),
-    Route("POST", "/networks/create", create_network),
-    Route("POST", "/networks/prune", prune),
-    Route("GET", "/networks/{network}", inspect_network),
-    Route("DELETE", "/networks/{network}", remove_network),
-    Route("POST", "/networks/{network}/connect", join_network),
-    Route("POST", "/networks/{network}/disconnect", join_network),
-    Route("POST", "/commit", commit_container),
-    Route("POST", "/auth", pass_first),
-    Route("POST", "/build", pass_first),
-    Route("POST", "/build/cancel", pass_first),
-    Route("POST", "/build/prune", prune),
-    Route("POST", "/session", pass_first),
-    Route("POST", "/grpc", pass_first),
-    Route("GET", "/system/df", get_disk_usage),
-    Route("GET", "/distribution/{image+}/json", pass_first),
-    Route("GET|POST", "/containers/{container}/checkpoints", pass_container),
-    Route("DELETE", "/containers/{container}/checkpoints/{checkpoint}", pass_container),
-    Route("GET", "/plugins", get_plugins),
-    Route("GET", "/plugins/{plugin+}/json", get_plugin),
-    Route("GET|POST|DELETE", "/plugins/{rest+}", refuse),
-    Route("GET|POST|DELETE", "/(?:swarm|nodes|services|tasks|secrets|configs)(?:/.*)?", refuse),
+    Route("GET|HEAD", "/_ping", get_ping, "answered"),
+    Route("GET", "/version", get_version, "merged"),
+    Route("GET", "/info", get_info, "merged"),
+    Route("GET", "/events", get_events, "merged"),
+    Route("GET", "/arpanet/status", get_status, "answered"),
+    Route("GET", "/containers/json", get_containers, "answered"),
+    Route("POST", "/containers/create", create_container, "placed"),
+    Route("POST", "/containers/prune", prune, "on all"),
+    Route("GET", "/containers/{container}/json", inspect_container, "routed"),
+    Route("GET", "/containers/{container}/top", pass_container, "routed"),
+    Route("GET", "/containers/{container}/logs", pass_container, "routed"),
+    Route("GET", "/containers/{container}/changes", pass_container, "routed"),
+    Route("GET", "/containers/{container}/export", pass_container, "routed"),
+    Route("GET", "/containers/{container}/stats", stats_container, "routed"),
+    Route("POST", "/containers/{container}/resize", pass_container, "routed"),
+    Route("POST", "/containers/{container}/start", change_container, "routed"),
+    Route("POST", "/containers/{container}/stop", change_container, "routed"),
+    Route("POST", "/containers/{container}/restart", change_container, "routed"),
+    Route("POST", "/containers/{container}/kill", kill_container, "routed"),
+    Route("POST", "/containers/{container}/pause", change_container, "routed"),
+    Route("POST", "/containers/{container}/unpause", change_container, "routed"),
+    Route("POST", "/containers/{container}/update", change_container, "routed"),
+    Route("POST", "/containers/{container}/rename", rename_container, "routed"),
+    Route("POST", "/containers/{container}/attach", pass_container, "routed"),
+    Route("GET", "/containers/{container}/attach/ws", pass_container, "routed"),
+    Route("POST", "/containers/{container}/wait", wait_container, "routed"),
+    Route("DELETE", "/containers/{container}", change_container, "routed"),
+    Route("DELETE", "/containers/{container}/{alias}", remove_link, "routed"),
+    Route("GET|HEAD|PUT", "/containers/{container}/archive", pass_container, "routed"),
+    Route("POST", "/containers/{container}/exec", create_exec, "routed"),
+    Route("POST", "/exec/{exec}/start", pass_exec, "routed"),
+    Route("POST", "/exec/{exec}/resize", pass_exec, "routed"),
+    Route("GET", "/exec/{exec}/json", pass_exec, "routed"),
+    Route("GET", "/images/json", get_images, "merged"),
+    Route("POST", "/images/create", pull_image, "on all"),
+    Route("POST", "/images/load", pass_first, "first host"),
+    Route("POST", "/images/prune", prune, "on all"),
+    Route("GET", "/images/search", pass_first, "first host"),
+    Route("GET", "/images/get", save_images, "routed"),
+    Route("GET", "/images/{image+}/json", inspect_image, "routed"),
+    Route("GET", "/images/{image+}/history", inspect_image, "routed"),
+    Route("GET", "/images/{image+}/get", save_images, "routed"),
+    Route("POST", "/images/{image+}/push", pass_image, "routed"),
+    Route("POST", "/images/{image+}/tag", tag_image, "on all"),
+    Route("DELETE", "/images/{image+}", remove_image, "on all"),
+    Route("GET", "/volumes", get_volumes, "merged"),
+    Route("GET", "/volumes/{volume}", inspect_volume, "routed"),
+    Route("DELETE", "/volumes/{volume}", remove_volume, "routed"),
+    Route("POST", "/volumes/create", create_volume, "placed"),
+    Route("POST", "/volumes/prune", prune, "on all"),
+    Route("GET", "/networks", get_networks, "merged"),
+    Route("POST", "/networks/create", create_network, "on all"),
+    Route("POST", "/networks/prune", prune, "on all"),
+    Route("GET", "/networks/{network}", inspect_network, "merged"),
+    Route("DELETE", "/networks/{network}", remove_network, "on all"),
+    Route("POST", "/networks/{network}/connect", join_network, "routed"),
+    Route("POST", "/networks/{network}/disconnect", join_network, "routed"),
+    Route("POST", "/commit", commit_container, "routed"),
+    Route("POST", "/auth", pass_first, "first host"),
+    Route("POST", "/build", pass_first, "first host"),
+    Route("POST", "/build/cancel", pass_first, "first host"),
+    Route("POST", "/build/prune", prune, "on all"),
+    Route("POST", "/session", pass_first, "first host"),
+    Route("POST", "/grpc", pass_first, "first host"),
+    Route("GET", "/system/df", get_disk_usage, "merged"),
+    Route("GET", "/distribution/{image+}/json", pass_first, "first host"),
+    Route("GET|POST", "/containers/{container}/checkpoints", pass_container, "routed"),
+    Route("DELETE", "/containers/{container}/checkpoints/{checkpoint}", pass_container, "routed"),
+    Route("GET", "/plugins", get_plugins, "answered"),
+    Route("GET", "/plugins/{plugin+}/json", get_plugin, "answered"),
+    Route("GET|POST|DELETE", "/plugins/{rest+}", refuse, "refused"),
+    *(
+        Route("GET|POST|DELETE", f"/{kind}{{rest*}}", refuse, "refused")
+        for kind in ("swarm", "nodes", "services", "tasks", "secrets", "configs")
+    ),
 )
+
+
+def routes_table() -> str:
+    """Return the README's table of routes."""
+    fates = [f"- *{fate}*: {meaning}" for fate, meaning in FATES.items()]
+    rows = [f"| {r.verbs.replace('|', ', ')} | `{r.path}` | {r.fate} |" for r in ROUTES]
+    return "\n".join([*fates, "", "| verbs | path | fate |", "|---|---|---|", *rows])
 
 
 class Matcher(NamedTuple):
@@ -5464,7 +5487,8 @@ class Matcher(NamedTuple):
 
 def matcher_of(row: Route) -> Matcher:
     """Return a row's matcher."""
-    pattern = re.sub(r"\{(\w+)\+\}", r"(?P<\1>.+)", row.path)
+    pattern = re.sub(r"\{(\w+)\*\}", r"(?P<\1>(?:/.*)?)", row.path)
+    pattern = re.sub(r"\{(\w+)\+\}", r"(?P<\1>.+)", pattern)
     pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
     return Matcher(frozenset(row.verbs.split("|")), re.compile(pattern), row.handler)
 

@@ -333,3 +333,8 @@ def test_nothing_lies_at_the_top_that_is_not_of_the_plan() -> None:
     command = ["git", "-c", f"safe.directory={ROOT}", "ls-files"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {path.split(os.sep)[0] for path in listed.splitlines()} <= TOP
+
+
+def test_the_readme_has_the_table_of_routes() -> None:
+    assert arpanet.routes_table() in README
+    assert {row.fate for row in arpanet.ROUTES} == set(arpanet.FATES)
