@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from typing import Any
 
 import pytest
 from builders import container, view, wish
@@ -20,12 +21,12 @@ from arpanet import (
     resolver_of,
 )
 
-NETWORK = {"NetworkSettings": {"Networks": {"net": {"IPAddress": "172.20.0.2"}}}}
+NETWORK: Any = {"Networks": {"net": {"IPAddress": "172.20.0.2"}}}
 VIPS = {"db": "198.18.0.7", "web": "198.18.0.8", "other": "198.18.0.9"}
 
 
 def on_net(name: str, host: str, *aliases: str, running: bool = True) -> Container:
-    made = container(name, host, expose=("80/tcp",), running=running, **NETWORK)
+    made = container(name, host, expose=("80/tcp",), running=running, NetworkSettings=NETWORK)
     return made._replace(aliases={"net": aliases})
 
 
