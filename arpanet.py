@@ -1175,10 +1175,12 @@ def require_container(view: View, reference: str) -> Container:
 
 def parse_time(text: str) -> datetime.datetime | None:
     """Return an instant of the engine, None for its zero."""
-    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text or "")
+    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?", text or "")
     if not match or text.startswith("0001-"):
         return None
-    return datetime.datetime.fromisoformat(match[1]).replace(tzinfo=datetime.timezone.utc)
+    whole = datetime.datetime.fromisoformat(match[1])
+    microsecond = int((match[2] or "0").ljust(6, "0"))
+    return whole.replace(microsecond=microsecond, tzinfo=datetime.timezone.utc)
 
 
 AGES = (  # below so many seconds: its words, and the seconds of one unit

@@ -233,7 +233,7 @@ def test_an_age_in_dockers_words(seconds: float, words: str) -> None:
     assert human_age(seconds) == words
 
 
-NOW = datetime.datetime(2020, 1, 1, 0, 5, tzinfo=datetime.timezone.utc)
+NOW = datetime.datetime(2020, 1, 1, 0, 5, 1, tzinfo=datetime.timezone.utc)
 BEFORE, ZERO = "2020-01-01T00:00:00.123456789Z", "0001-01-01T00:00:00Z"
 RUNNING = {"Running": True, "StartedAt": BEFORE, "FinishedAt": ZERO, "ExitCode": 0}
 STATUSES: list[tuple[dict[str, Any], str]] = [
