@@ -1,4 +1,7 @@
-"""docker-compose, file formats 2 and 3: a project whose services land on several hosts."""
+"""docker-compose, file formats 2 and 3: a project whose services land on several hosts.
+
+In format 2 the services are linked; in format 3 they find each other by name, on the project's network.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,18 @@ services:
     environment: {{WORDS: "{words}"}}
     volumes: ["store:/data"]
     expose: ["8000"]
-    network_mode: bridge
+    {network}
   web:
     image: web
     init: true
     command: ["sh", "-c", "{web}"]
-    links: ["db"]
-    network_mode: bridge
+    {links}
+    {network}
   worker:
     image: busybox
     init: true
     command: ["sh", "-c", "echo working; exec sleep 1000"]
-    network_mode: bridge
+    {network}
     depends_on: ["db"]
 volumes:
   store: {{}}
@@ -52,7 +55,15 @@ class Project:
 
     def write(self, words: str) -> None:
         """Write the compose file; words is what the database holds."""
-        text = FILE.format(version=self.version, words=words, db=DB, web=WEB)
+        linked = self.version.startswith("2")
+        text = FILE.format(
+            version=self.version,
+            words=words,
+            db=DB,
+            web=WEB,
+            links='links: ["db"]' if linked else "",
+            network="network_mode: bridge" if linked else "",
+        )
         directory = self.lab.client.path(f"/run/{self.name}")
         directory.mkdir(exist_ok=True)
         (directory / "docker-compose.yml").write_text(text)
