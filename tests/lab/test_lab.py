@@ -254,9 +254,13 @@ def test_a_living_owner_keeps_its_lab(lab: Lab) -> None:
 
 def test_the_lab_of_a_killed_owner_is_cleared_by_the_next_up(lab: Lab) -> None:
     with owner(OTHER) as (process, inside):
-        names = [process.comm for process in inside]
-        assert {"dockerd", "containerd"} < set(names)
-        assert names.count("sleep") == 2
+
+        def both_sleep() -> None:  # a moment before, one is still called runc:[2:INIT]
+            names = [found.comm for old in inside if (found := find_process(old.pid))]
+            assert {"dockerd", "containerd"} < set(names)
+            assert names.count("sleep") == 2
+
+        eventually("two sleepers in the lab", both_sleep)
         process.kill()
         process.wait()
         eventually("all has ended", lambda: require_ended(inside), within_s=10)
