@@ -173,6 +173,14 @@ def no_such_container(name: str) -> NotFound:
     return NotFound(f"No such container: {name}")
 
 
+def master_name_taken(name: str, ip: str) -> Conflict:
+    """Return what a new master is told whose name another one has."""
+    return Conflict(
+        f"the name {name} is taken by the master at {ip}; give this machine another one: "
+        "HOSTNAME=NAME arpanet master start"
+    )
+
+
 def name_taken(name: str, container_id: str) -> Conflict:
     """Return Docker's own words for a name that is in use. Source: engine 20.10, POST create."""
     return Conflict(
@@ -7251,6 +7259,7 @@ class Slave:
         self.settings, self._stop, self._say = settings, stop, say
         self.machine = machine_id(settings)
         self.pump = Pump(stop)
+        self._ending = contextlib.ExitStack()  # what was begun, the last of it on top
 
     def start(self) -> str:
         settings = self.settings
@@ -7260,14 +7269,18 @@ class Slave:
         masters = known_masters(settings)
         self._say(f"waiting for a master ({', '.join(masters)})")
         self.node = Node(settings, open_mesh(settings, masters, self._stop), self._stop)
+        self._ending.callback(self.node.mesh.close)
         self.node.follow()
         self._register()
         self.publisher = Publisher(self.node, self.engine, self._stop)
         self.links = LinkKeeper(self.node, self.engine, self.pump)
         self.pump.start()
+        self._ending.callback(self.pump.stop)
         self.links.start()
+        self._ending.callback(self.links.close)
         self.names = NameServer(self.node, self.engine, self.links, self.pump)
         self.names.start()
+        self._ending.callback(self.names.close)
         self.publisher.start()
         self._say("publishing the containers of this host")
         self._events = self._open_events()
@@ -7291,15 +7304,7 @@ class Slave:
                 log.debug("still behind: %s", e)
 
     def close(self) -> None:
-        if hasattr(self, "presence"):
-            self.presence.stop()
-        if hasattr(self, "names"):
-            self.names.close()
-        if hasattr(self, "links"):
-            self.links.close()
-        self.pump.stop()
-        if hasattr(self, "node"):
-            self.node.mesh.close()
+        self._ending.close()
 
     def publish(self, container_id: str, revision: int) -> int:
         """Return the revision at which the mesh has the container; its links are open by then.
@@ -7354,6 +7359,7 @@ class Slave:
         mesh.write(key, dump_json(row))
         alive = {key_of("alive", settings.hostname): dump_json({"machine": self.machine})}
         self.presence = Lease(mesh, alive, stop=self._stop, ttl_s=max(10, int(settings.lease_s)))
+        self._ending.callback(self.presence.stop)
         self.presence.publish()
         self.node.wait_view(mesh.read_revision())
         return None
@@ -7577,29 +7583,33 @@ class Master:
         self.member = EtcdMember(place, stop=stop, say=say)
         self.pump = Pump(stop)
         self.hangups = HangupWatch(stop)
-        self.servers: list[ApiServer] = []
+        self._ending = contextlib.ExitStack()  # what was begun, the last of it on top
 
     def start(self) -> str:
         settings = self.settings
         addresses = dict.fromkeys((settings.ip, "127.0.0.1"))
         for address in addresses:
             require_free_port(address, settings.api_port)
+        self._ending.callback(self.member.stop)
         self._enter()
         self._say(
             f"there is no TLS: whoever reaches port {settings.api_port} is root on all hosts, "
             "so keep it on a private network"
         )
         self.node = Node(settings, open_mesh(settings, (settings.ip,), self._stop), self._stop)
+        self._ending.callback(self.node.mesh.close)
         self.node.report = self.report
         self.node.follow()
         self._register()
         self.pump.start()
+        self._ending.callback(self.pump.stop)
         spawn("hangup", self.hangups.run, self._stop)
         for address in addresses:
             endpoint = HostPort(address, settings.api_port)
             server = ApiServer(endpoint, self.node, self.pump, self.hangups)
-            self.servers.append(server)
             spawn(f"accept-{address}", server.serve_forever, self._stop)
+            self._ending.callback(server.server_close)
+            self._ending.callback(server.shutdown)
         api = HostPort(settings.ip, settings.api_port)
         return f"master {settings.hostname} answers: docker -H tcp://{api} ps"
 
@@ -7611,6 +7621,7 @@ class Master:
         elif peers == ("boot",):
             self.member.boot()
         elif peers:
+            self._require_own_name(peers)
             self.member.join(peers)
         else:
             raise Usage(
@@ -7618,21 +7629,24 @@ class Master:
                 "the first one of all is started with --peers boot"
             )
 
+    def _require_own_name(self, peers: Sequence[str]) -> None:
+        """Raise Conflict if another master has this one's name: before it is a member of etcd."""
+        name, ip = self.settings.hostname, self.settings.ip
+        asked = gather(
+            {p: functools.partial(ask_status, HostPort(p, self.settings.api_port)) for p in peers}
+        )
+        for report in good_answers(asked).values():
+            for row in report["masters"]:
+                if row["name"] == name and row["ip"] != ip:
+                    raise master_name_taken(name, row["ip"])
+
     def step(self) -> None:
         news = self.member.step()
         if news:
             log.info("etcd: %s", news)
 
     def close(self) -> None:
-        for server in self.servers:
-            server.shutdown()
-            server.server_close()
-        self.pump.stop()
-        if hasattr(self, "presence"):
-            self.presence.stop()
-        if hasattr(self, "node"):
-            self.node.mesh.close()
-        self.member.stop()
+        self._ending.close()
 
     def report(self) -> dict[str, Any]:
         """Return what master status shows. Thread: api-N."""
@@ -7682,15 +7696,12 @@ class Master:
             ttl_s=max(10, int(settings.lease_s)),
             is_same_owner=same_machine,
         )
+        self._ending.callback(self.presence.stop)
         try:
             self.presence.publish()
         except Conflict as e:
             other = self.node.view.masters.get(settings.hostname)
-            raise Conflict(
-                f"the name {settings.hostname} is taken by the master at "
-                f"{other.ip if other else 'another machine'}; give this machine another one: "
-                "HOSTNAME=NAME arpanet master start"
-            ) from e
+            raise master_name_taken(settings.hostname, other.ip if other else "?") from e
         self.presence.start()
         self.node.presence = self.presence
         self.node.wait_view(self.node.mesh.read_revision())

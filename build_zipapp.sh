@@ -32,6 +32,7 @@ main() {
     parse "$@"
     cd "$(dirname "$0")"
     find_python
+    lock_build
     if [ "$mode" = lock ]; then install_tools; write_lock; return; fi
     if is_fresh; then say "dist/arpanet.pex is up to date"; return; fi
     install_tools
@@ -68,6 +69,13 @@ find_python() {
     mkdir -p "${ARPANET_BUILD_DIR:-.build}" dist
     build=$(cd "${ARPANET_BUILD_DIR:-.build}" && pwd)
     tools=$build/tools-$tag
+}
+
+# Two builds at once in one tree would take each other's files away.
+lock_build() {
+    command -v flock >/dev/null || return 0
+    exec 9>"$build/lock"
+    flock 9
 }
 
 # Everything the result depends on, in one word.
