@@ -802,7 +802,10 @@ class Body:
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the body as it comes; blocks. Raises BadRequest when it ends early."""
-        yield from self._chunked_blocks() if self.chunked else self._counted_blocks(self.length)
+        try:
+            yield from self._chunked_blocks() if self.chunked else self._counted_blocks(self.length)
+        except OSError as e:
+            raise BadRequest(f"the body broke off: {e}") from e
         self.finished = True
 
     def read(self, limit_bytes: int = 16 * 1024 * 1024) -> bytes:

@@ -130,6 +130,27 @@ FRAMINGS = [
 ]
 
 
+class Reset(io.BytesIO):
+    """What a client sent before it reset its connection."""
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        return super().read1(size) or self.fail()
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return super().readline(size) or self.fail()
+
+    def fail(self) -> bytes:
+        raise ConnectionResetError
+
+
+@pytest.mark.parametrize("sent", [b"", b"5\r\nabc", b"3\r\nabc\r\n"])
+def test_a_body_whose_client_resets_the_connection_is_refused(sent: bytes) -> None:
+    head = email.message.Message()
+    head["Transfer-Encoding"] = "chunked"
+    with pytest.raises(BadRequest, match="broke off"):
+        arpanet.Body(Reset(sent), head).read()
+
+
 @pytest.mark.parametrize("headers", FRAMINGS)
 def test_a_framing_that_can_be_read_in_two_ways_is_refused(headers: list[tuple[str, str]]) -> None:
     with pytest.raises(BadRequest):
