@@ -2961,6 +2961,15 @@ STREAM_TYPES = (
 )
 
 
+OnCut = Callable[[Callable[[], None]], None]  # is given what ends a request
+
+
+def cut_socket(sock: socket.socket) -> None:
+    """End a connection under the thread that reads from it. Thread: any."""
+    with contextlib.suppress(OSError):  # it may have ended already
+        sock.shutdown(socket.SHUT_RDWR)
+
+
 class EngineReply:
     """An engine's answer: its head is there, its body comes as it comes."""
 
@@ -3014,8 +3023,7 @@ class EngineReply:
 
     def cut(self) -> None:
         """End the connection under the thread that reads from it. Thread: any."""
-        with contextlib.suppress(OSError):  # it may have ended already
-            self.sock.shutdown(socket.SHUT_RDWR)
+        cut_socket(self.sock)
 
     def close(self) -> None:
         """End the connection. Thread: the one that reads from it."""
@@ -3082,10 +3090,12 @@ class Engine:
         headers: Iterable[tuple[str, str]] = (),
         body: bytes | Body | Iterable[bytes] = b"",
         timeout_s: float | None = None,
+        on_cut: OnCut | None = None,
     ) -> EngineReply:
         """Return the answer as soon as its head is there.
 
-        timeout_s: for each wait of head and body, None for streams.
+        timeout_s: for each wait of head and body, None for streams. on_cut: is given, before the
+        head is waited for, what ends the request.
         Raises EngineDown, and BadRequest when the given body breaks off.
         """
         try:
@@ -3096,6 +3106,8 @@ class Engine:
         try:
             sock.settimeout(timeout_s)
             upload = self._send(sock, method, target, list(headers), body)
+            if on_cut:
+                on_cut(functools.partial(cut_socket, sock))
             return EngineReply(self.host.name, method, sock)
         except OSError as e:
             sock.close()
@@ -4294,12 +4306,15 @@ class Call:
         """Return the answer of the container's engine to this very request."""
         return self.send(self.engine_of(container), self.target(container=container.id))
 
-    def send(self, engine: Engine, target: str) -> EngineReply:
+    def send(self, engine: Engine, target: str, slow: bool = False) -> EngineReply:
         """Return an engine's answer to this request at another path; it ends when the client goes.
 
+        slow: it ends so also before the answer's head, which may take long.
         Not so a hijacked stream: there a client that has nothing to send closes its side at once.
         """
-        reply = engine.send(self.method, target, self.engine_headers(), self.body)
+        on_cut = self.on_hangup if slow and not self.headers.get("Upgrade") else None
+        headers = self.engine_headers()
+        reply = engine.send(self.method, target, headers, self.body, on_cut=on_cut)
         if not reply.is_hijack:
             self.on_hangup(reply.cut)
         return reply
@@ -4404,7 +4419,7 @@ def first_engine(view: View) -> Engine:
 
 def pass_first(call: Call) -> Reply:
     """Pass a request on to the first engine: a build, a login, a search, an import."""
-    return Reply(engine=call.send(first_engine(call.view_for_read()), call.target()))
+    return Reply(engine=call.send(first_engine(call.view_for_read()), call.target(), slow=True))
 
 
 def good_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
@@ -4508,7 +4523,9 @@ def open_streams(call: Call, view: View, target: str) -> list[HostEvents]:
     headers = call.engine_headers()
     asked = gather(
         {
-            h.name: functools.partial(Engine(h).send, call.method, target, headers, payload)
+            h.name: functools.partial(
+                Engine(h).send, call.method, target, headers, payload, on_cut=call.on_hangup
+            )
             for h in view.living_hosts()
         }
     )
@@ -5137,7 +5154,8 @@ def pull_image(call: Call) -> Reply:
     reference = f"{name}{'@' if ':' in tag else ':'}{tag}" if tag else name
     host = call.node.pull_hosts.pop(with_tag(reference))
     if host in view.alive:
-        return Reply(engine=call.send(call.node.require_engine(view, str(host)), call.target()))
+        engine = call.node.require_engine(view, str(host))
+        return Reply(engine=call.send(engine, call.target(), slow=True))
     streams = open_streams(call, view, call.target())
 
     def lines() -> Iterator[bytes]:
@@ -5161,7 +5179,7 @@ def pass_image(call: Call) -> Reply:
     view = call.view_for_read()
     have = find_image_hosts(view, call.params["image"])
     engine = call.node.require_engine(view, have[0]) if have else first_engine(view)
-    return Reply(engine=call.send(engine, call.target()))
+    return Reply(engine=call.send(engine, call.target(), slow=True))
 
 
 def save_images(call: Call) -> Reply:
