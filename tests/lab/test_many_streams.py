@@ -25,8 +25,11 @@ TIMES = 200
 
 def pids(lab: Lab, host: str, role: str) -> list[int]:
     """Return the pids of a daemon on a host, as the machine sees them."""
-    found = [p.pid for p in lab[host].processes() if {"arpanet", role} <= {
-        Path(word).name for word in p.argv}]  # fmt: skip
+    found = [
+        process.pid
+        for process in lab[host].processes()
+        if "arpanet" in " ".join(process.argv) and role in process.argv
+    ]
     assert found, f"no {role} on {host}"
     return found
 
@@ -106,8 +109,7 @@ def test_attach_is_exact_in_both_directions(net: Lab, digest: str) -> None:
 
 def test_logs_are_exact(net: Lab, digest: str) -> None:
     assert digest
-    lines = SIZE_BYTES // 100
-    script = f"yes {'x' * 99} | head -n {lines} | cat -n"
+    script = f"yes {'x' * 4000} | head -n {SIZE_BYTES // 4000} | cat -n"
     docker(net, "run", "-d", "--name", "talker", "busybox", "sh", "-c", script)
     docker(net, "wait", "talker")
     with flat_memory(net):
@@ -119,16 +121,9 @@ def test_logs_are_exact(net: Lab, digest: str) -> None:
 # ---- clients that go
 
 
-class Level(dict[str, int]):
-    """How much of what is in use: threads, connections, requests at engines."""
-
-    def within(self, other: Level) -> bool:
-        return all(self[key] <= other[key] for key in self)
-
-
-def level(lab: Lab) -> Level:
-    """Return what is in use on all hosts."""
-    found = Level()
+def level(lab: Lab) -> dict[str, int]:
+    """Return how many threads, files and connections are in use on all hosts."""
+    found: dict[str, int] = {}
     for host in HOSTS:
         for role in ("master", "slave"):
             [pid] = pids(lab, host, role)
@@ -145,7 +140,7 @@ def level(lab: Lab) -> Level:
 
 
 @contextlib.contextmanager
-def nothing_left(lab: Lab) -> Iterator[None]:
+def nothing_left(lab: Lab, besides: str = "nothing") -> Iterator[None]:
     """Check that after the block all goes back to the level before it."""
     before = level(lab)
     yield
@@ -153,6 +148,7 @@ def nothing_left(lab: Lab) -> Iterator[None]:
     def compare() -> None:
         now = level(lab)
         more = {key: f"{before[key]} -> {now[key]}" for key in now if now[key] > before[key]}
+        more = {key: words for key, words in more.items() if besides not in key}
         assert not more, more
 
     eventually("all is as it was before", compare, within_s=20)
@@ -174,19 +170,27 @@ STREAMS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def quiet(net: Lab) -> str:
+    """Return the id of a container that says one line and then only listens, not on h1."""
+    for name in ("small", "quiet"):  # h1 is the first to get one
+        if not output(net, "ps", "-q", "--filter", f"name={name}"):
+            command = ["sh", "-c", "echo head; exec cat"]
+            docker(net, "run", "-di", "--name", name, "busybox", *command)
+    assert output(net, "inspect", "-f", "{{.Name}}", "quiet") != "/quiet@h1"
+    return output(net, "inspect", "-f", "{{.ID}}", "quiet")
+
+
 @pytest.mark.parametrize("row", STREAMS, ids=["logs", "events", "stats", "wait", "attach"])
 def test_a_client_that_goes_in_the_middle_of_a_stream_leaves_nothing_behind(
-    net: Lab, row: tuple[str, str, bool]
+    net: Lab, quiet: str, row: tuple[str, str, bool]
 ) -> None:
     verb, path, upgrade = row
-    command = ["sh", "-c", "echo head; exec cat"]
-    docker(net, "run", "-di", "--name", "quiet", "busybox", *command)
-    assert output(net, "inspect", "-f", "{{.Name}}", "quiet") != "/quiet@h1"
-    path = path.format(id=output(net, "inspect", "-f", "{{.ID}}", "quiet"))
+    path = path.format(id=quiet)
     abandon(net, verb, path, 3, upgrade)  # what is made once and kept is made now
-    with nothing_left(net):
+    # a bare engine keeps them too, until the container says something
+    with nothing_left(net, besides="requests at the engine" if upgrade else "nothing"):
         abandon(net, verb, path, upgrade=upgrade)
-    docker(net, "rm", "-f", "quiet")
 
 
 def test_a_client_that_goes_before_an_answer_begins_leaves_nothing_behind(net: Lab) -> None:
