@@ -206,7 +206,7 @@ def test_a_client_that_goes_before_an_answer_begins_leaves_nothing_behind(net: L
             abandon(net, "POST", path, 20)
     finally:
         registry.kill()
-        registry.wait()
+        registry.communicate()
 
 
 def test_a_client_that_goes_while_it_sends_leaves_nothing_behind(net: Lab) -> None:
@@ -226,17 +226,17 @@ def test_idle_connections_do_not_hinder_others(net: Lab) -> None:
     )  # fmt: skip
     assert idle.stdin is not None
     assert idle.stdout is not None
+    assert idle.stdout.readline() == f"{TIMES} idle\n"
+    assert level(net)["connections to h1"] >= TIMES
+    for number in range(3):
+        words = ["run", "--rm", "--name", f"busy{number}", "busybox", "echo", "hi"]
+        assert output(net, *words, timeout=10) == "hi"
     with nothing_left(net):
-        assert idle.stdout.readline() == f"{TIMES} idle\n"
-        for number in range(3):
-            said = output(
-                net, "run", "--rm", "--name", f"busy{number}", "busybox", "echo", "hi", timeout=10
-            )
-            assert said == "hi"
         idle.stdin.write("\n")
         idle.stdin.flush()
         assert idle.stdout.readline() == f"{TIMES} served\n"
         assert idle.wait(20) == 0
+    assert level(net)["threads of the master on h1"] < TIMES
     idle.stdin.close()
     idle.stdout.close()
 
