@@ -1837,7 +1837,7 @@ def create_body(
         Links=None,
         Binds=list(wish.binds) or None,
         ExtraHosts=list(hosts) or None,
-        Dns=host_config.get("Dns") or ([resolver] if resolver else None),
+        Dns=[resolver] if resolver and not host_config.get("Dns") else host_config.get("Dns"),
         **plain_references(host_config),
     )
     return dict(body, Env=env + list(wish.env), Labels=labels, HostConfig=host_config)
