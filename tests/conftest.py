@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -55,6 +56,11 @@ def until(what: str, probe: Callable[[], T], within_s: float = 10.0) -> T:
         return value
 
     return eventually(what, check, within_s)
+
+
+def pytest_configure() -> None:
+    """Let a test run that is told to stop end all that it began, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
