@@ -1,6 +1,6 @@
 """docker-compose, file formats 2 and 3: a project whose services land on several hosts.
 
-In format 2 the services are linked; in format 3 they find each other by name, on the project's network.
+In format 2 services are linked; in format 3 they find each other by name, on the project's network.
 """
 
 from __future__ import annotations
