@@ -126,12 +126,14 @@ SCENARIOS = {
     """,
     "stop": """
         docker run -d --name ann busybox sh -c 'trap "exit 3" TERM; trap "exit 5" USR2; while :; do sleep 0.1; done'
+        until docker top ann | grep -q sleep; do :; done
         docker stop ann
         docker stop ann
         docker wait ann
         docker start ann
         docker start ann
         docker restart -t 1 ann
+        until docker top ann | grep -q sleep; do :; done
         docker kill -s USR2 ann
         docker wait ann
         docker kill ann
@@ -958,7 +960,7 @@ SHAPES = [
     (r"\b172\.\d+\.\d+\.\d+|\b192\.168\.\d+\.\d+|\b198\.1[89]\.\d+\.\d+", "IP"),
     (r"\b([0-9a-f]{2}:){5}[0-9a-f]{2}\b", "MAC"),
     (r"(?<=:)(3[2-9]\d{3}|[45]\d{4}|6[0-5]\d{3})\b", "PORT"),
-    (r"^.* level=error msg=\"(error waiting for container|Can't (add|close)) .*\n", ""),  # or not
+    (r"^.* level=error msg=\"(error waiting|Can't (add|close)) .*\n", ""),  # or not
     (r"-{3,}", "---"),
     (r"[ \t]{2,}", "  "),
     (r"\s+$", ""),
