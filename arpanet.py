@@ -799,14 +799,22 @@ class Body:
             raise BadRequest(f"Content-Length cannot be {', '.join(lengths)!r}")
         self.length = int(lengths[0]) if lengths else 0
         self.finished = not self.chunked and self.length == 0
+        self.idle = threading.Event()  # cleared while somebody reads: there can be but one
+        self.idle.set()
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the body as it comes; blocks. Raises BadRequest when it ends early."""
+        """Return the body as it comes; blocks. Raises BadRequest when it ends early."""
+        self.idle.clear()
+        return self._read_blocks()
+
+    def _read_blocks(self) -> Iterator[bytes]:
         try:
             yield from self._chunked_blocks() if self.chunked else self._counted_blocks(self.length)
-        except OSError as e:
+            self.finished = True
+        except (OSError, ValueError) as e:  # ValueError: the file was closed
             raise BadRequest(f"the body broke off: {e}") from e
-        self.finished = True
+        finally:
+            self.idle.set()
 
     def read(self, limit_bytes: int = 16 * 1024 * 1024) -> bytes:
         """Return the whole body. Raises BadRequest when it passes the limit or ends early."""
@@ -3034,8 +3042,10 @@ class EngineReply:
 class Upload:
     """A body on its way to an engine, sent by a thread of its own while the answer is read."""
 
-    def __init__(self, sock: socket.socket, blocks: Iterable[bytes], chunked: bool) -> None:
-        self._sock, self._blocks, self._chunked = sock, blocks, chunked
+    def __init__(self, sock: socket.socket, body: Iterable[bytes] | Body, chunked: bool) -> None:
+        self._blocks = body.blocks() if isinstance(body, Body) else body
+        self._from_client = isinstance(body, Body)
+        self._sock, self._chunked = sock, chunked
         self.fault: ArpanetError | None = None
         self.thread = spawn("upload", self._run)
 
@@ -3052,8 +3062,10 @@ class Upload:
             self.fault = e  # the client's body broke off: the engine must not take it for whole
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the engine has answered early; its answer says why
+        except OSError:  # the engine has answered early; its answer says why
+            with contextlib.suppress(ArpanetError):
+                while self._from_client and next(iter(self._blocks), b""):
+                    pass  # a client may hear the answer only when it has sent all
 
 
 def dial_agent(agent: HostPort, what: str, timeout_s: float = 5.0) -> socket.socket:
@@ -3145,7 +3157,7 @@ class Engine:
         length = body.length if isinstance(body, Body) else 0
         framing = ("Content-Length", str(length)) if counted else ("Transfer-Encoding", "chunked")
         send_request(sock, method, target, [*headers, framing])
-        return Upload(sock, body.blocks() if isinstance(body, Body) else body, not counted)
+        return Upload(sock, body, not counted)
 
     def _down(self, cause: OSError) -> EngineDown:
         return EngineDown(
@@ -5604,6 +5616,9 @@ class HangupWatch:
             return actions
 
 
+LINGER_S = 2.0
+
+
 class ApiConnection(http.server.BaseHTTPRequestHandler):
     """One client's connection: reads requests, writes replies. Thread: api-N."""
 
@@ -5661,8 +5676,11 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         finally:
             self.server.hangups.forget(self.connection.fileno())
             if reply.engine and not reply.engine.is_hijack:
+                reply.engine.cut()  # an upload that the engine no longer reads ends too
                 reply.engine.close()
-        if not body.finished:
+        if not body.idle.is_set():
+            self._await_upload(body)
+        elif not body.finished:
             self._linger(body.blocks())
 
     def _read_call(self, body: Body) -> Call:
@@ -5682,6 +5700,15 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             body,
             watch,
         )
+
+    def _await_upload(self, body: Body) -> None:
+        """Do as _linger() when the thread that sends the body to an engine reads it still."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):  # the client may be gone
+            self.connection.shutdown(socket.SHUT_WR)
+        if not body.idle.wait(LINGER_S):
+            cut_socket(self.connection)  # it reads under the thread
+            body.idle.wait(LINGER_S)
 
     def _linger(self, rest: Iterator[bytes]) -> None:
         """End the connection, but take what still comes: else a reset could eat our answer."""
