@@ -175,7 +175,7 @@ SCENARIOS = {
         docker ps -aq --no-trunc
         docker ps -a --no-trunc --format '{{.ID}} {{.Names}} {{.Ports}}'
         docker ps -a --format 'table {{.Names}}\\t{{.Label "a"}}'
-        docker ps -a --format '{{.Labels}}|{{.Mounts}}|{{.Networks}}|{{.LocalVolumes}}|{{.State}}'
+        docker ps -a --filter name=four --format '{{.Labels}}|{{.Mounts}}|{{.Networks}}|{{.LocalVolumes}}|{{.State}}'
         docker ps -a --format '{{json .Command}}'
         docker ps -a --format '{{.NoSuch}}'
         docker ps -l --format '{{.Names}}'
@@ -785,7 +785,7 @@ DIFFERENCES = [
         "docker20",
     ),
     Difference(
-        "docker ps -a --format '{{.Labels}}|{{.Mounts}}|{{.Networks}}|{{.LocalVolumes}}|{{.State}}'",
+        "docker ps -a --filter name=four --format '{{.Labels}}|{{.Mounts}}|{{.Networks}}|{{.LocalVolumes}}|{{.State}}'",
         """
         -|named|bridge|1|created
         +arpanet.volumes=named|named|bridge|1|created
