@@ -5619,6 +5619,10 @@ class HangupWatch:
 LINGER_S = 2.0
 
 
+# They lose what comes in one segment with the head of a raw stream. Source: docker/docker-py#3332
+DEAF_CLIENTS, DEAF_S = ("docker-sdk-python/", "docker-compose/1."), 0.02
+
+
 class ApiConnection(http.server.BaseHTTPRequestHandler):
     """One client's connection: reads requests, writes replies. Thread: api-N."""
 
@@ -5783,6 +5787,8 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         self._send_head(reply.status, headers)
         self.close_connection = True
         self.server.hangups.forget(self.connection.fileno())
+        if self.headers.get("User-Agent", "").startswith(DEAF_CLIENTS):
+            self.server.node.stop.wait(DEAF_S)
         early_from_engine = reply.early_bytes()
         client = socket.socket(fileno=os.dup(self.connection.fileno()))
         client.setblocking(False)
