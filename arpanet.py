@@ -4617,8 +4617,19 @@ def name_event(host: str, event: dict[str, Any]) -> bytes:
     return dump_json(event) + b"\n"
 
 
+def events_target(call: Call) -> str:
+    """Return the path for engines, which know the container of a filter by NAME, not NAME@HOST."""
+    filters = parse_filters(call.text("filters"))
+    if not any("@" in value for value in filters.get("container", ())):
+        return call.target()
+    plain = {name: list(values) for name, values in filters.items()}
+    plain["container"] = [value.partition("@")[0] for value in filters["container"]]
+    query = dict(urllib.parse.parse_qsl(call.query_text), filters=dump_json(plain))
+    return f"{call.prefix}/events?{urllib.parse.urlencode(query)}"
+
+
 def get_events(call: Call) -> Reply:
-    streams = open_streams(call, call.view_for_read(), call.target())
+    streams = open_streams(call, call.view_for_read(), events_target(call))
 
     def lines() -> Iterator[bytes]:
         merged = merge_lines(streams, EVENT_WINDOW_S, lambda e: e.get("timeNano", 0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -24,10 +23,6 @@ storage: {filesystem: {rootdirectory: /run/registry}, delete: {enabled: true}}
 http: {addr: "0.0.0.0:5000"}
 auth: {htpasswd: {realm: lab, path: /run/registry.htpasswd}}
 """
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("docker-registry") is None, reason="try: apt-get install docker-registry"
-)
 
 
 def docker(lab: Lab, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
