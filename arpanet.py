@@ -903,9 +903,8 @@ def gather(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
 PREFIX = "/arpanet/"
 LABEL_LINKS = "arpanet.links"
 LABEL_VOLUMES = "arpanet.volumes"
-NEWEST_API, OLDEST_API = (1, 51), (1, 24)
+NEWEST_API = (1, 51)
 NAME_RULE = "[a-zA-Z0-9][a-zA-Z0-9_.-]"
-ZERO_TIME = "0001-01-01T00:00:00Z"
 
 
 class Host(NamedTuple):
@@ -7780,8 +7779,6 @@ def same_machine(mine: bytes, found: bytes) -> bool:
 # ==== CLI ====================================================================
 # What a person types. A daemon is forked before any thread runs, and the one who
 # typed start waits on a pipe until it answers.
-
-PIPE_WORDS = ("SAY", "READY", "ERROR")
 
 
 class LockHeld(Conflict):
