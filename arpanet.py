@@ -67,7 +67,7 @@ import time
 import urllib.parse
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent import futures
 from pathlib import Path
 from types import MappingProxyType
@@ -1659,18 +1659,27 @@ def pins_of(view: View, wish: CreateWish) -> dict[str, str]:
     return pins
 
 
-def obstacle(view: View, host: Host, wish: CreateWish, pins: Mapping[str, str]) -> str:
-    """Return why a host cannot take a container, "" if it can."""
+def obstacle(
+    view: View, host: Host, wish: CreateWish, pins: Mapping[str, str], held: Mapping[str, Set[str]]
+) -> str:
+    """Return why a host cannot take a container, "" if it can; held: ports that hosts gave away."""
     away = [reason for pin, reason in pins.items() if pin != host.name]
     if away:
         return away[0]
     if host.name not in view.alive:
         return "the host is down"
-    held = {b for c in view.containers.values() if c.host == host.name for b in c.bindings}
     for binding in wish.bindings:
-        if any(collide(binding, other) for other in held):
+        if any(collide(binding, other) for other in held.get(host.name, ())):
             return f"port {binding} is taken"
     return ""
+
+
+def held_ports(view: View) -> dict[str, set[str]]:
+    """Return the ports that each host's containers ask for."""
+    held: dict[str, set[str]] = {}
+    for container in view.containers.values():
+        held.setdefault(container.host, set()).update(container.bindings)
+    return held
 
 
 def collide(binding: str, other: str) -> bool:
@@ -1696,7 +1705,8 @@ def place(
     unknown = [reason for pin, reason in pins.items() if pin not in view.hosts]
     if unknown:
         raise NoRoom(f"{unknown[0]}, which is not known here")
-    reasons = {h.name: obstacle(view, h, wish, pins) for h in view.hosts.values()}
+    held = held_ports(view) if wish.bindings else {}
+    reasons = {h.name: obstacle(view, h, wish, pins, held) for h in view.hosts.values()}
     count = collections.Counter(c.host for c in view.containers.values())
     there = {c.name for c in view.containers.values()}
     soon = {**making, **{name: entry.host for name, entry in view.names.items()}}
@@ -4858,8 +4868,8 @@ def commit_container(call: Call) -> Reply:
     """Make an image of a container, on its host; from there it moves where it is needed."""
     call.params["container"] = call.text("container")
     container = call.container(change=True)
-    query = dict(urllib.parse.parse_qsl(call.query_text), container=container.id)
-    target = f"{call.prefix}/commit?{urllib.parse.urlencode(query)}"
+    query = urllib.parse.urlencode(dict(call.query, container=[container.id]), doseq=True)
+    target = f"{call.prefix}/commit?{query}"
     return engine_reply(call, container, call.send(call.engine_of(container), target))
 
 

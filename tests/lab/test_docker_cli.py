@@ -338,8 +338,9 @@ SCENARIOS = {
     "commit": """
         docker create --name ann busybox sh -c 'echo kept >/kept'
         docker start -a ann
-        docker commit -m words -a me -c 'CMD ["cat","/kept"]' ann made:1
+        docker commit -m words -a me -c 'CMD ["cat","/kept"]' -c 'ENV A=1' -c 'LABEL b=2' ann made:1
         docker inspect --format '{{.Comment}} {{.Author}} {{.Config.Cmd}}' made:1
+        docker inspect --format '{{.Config.Env}} {{.Config.Labels}}' made:1
         docker run --name bob made:1
         docker history --format '{{.CreatedBy}}|{{.Comment}}' made:1
         docker commit ann
