@@ -915,7 +915,7 @@ class Host(NamedTuple):
     agent_port: int
     machine: str
     version: str
-    engine: Mapping[str, Any]  # version, api, min_api, id, os, kernel, arch, cpus, memory_bytes
+    engine: Mapping[str, Any]  # facts that its slave wrote, see engine_facts()
 
     @property
     def agent(self) -> HostPort:
@@ -966,6 +966,7 @@ class Container(NamedTuple):
     links: tuple[Link, ...]
     created: str  # in UTC, to the nanosecond; as text these are in the order of time
     aliases: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # network: its names there
+    calls: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # network: "TARGET:ALIAS" there
 
     @property
     def full_name(self) -> str:
@@ -1100,18 +1101,15 @@ def container_record(summary: Mapping[str, Any], details: Mapping[str, Any]) -> 
         "FinishedAt",
     )
     host_config = details.get("HostConfig") or {}
+    networks = (details.get("NetworkSettings") or {}).get("Networks") or {}
     return {
         "summary": {k: v for k, v in summary.items() if k != "Status"},
         "name": (details.get("Name") or "").lstrip("/"),
         "state": {k: state.get(k) for k in kept}
         | {"Health": (state.get("Health") or {}).get("Status", "none")},
         "created": (details.get("Created") or "").rstrip("Z"),
-        "aliases": {
-            network: sorted(endpoint.get("Aliases") or ())
-            for network, endpoint in (
-                (details.get("NetworkSettings") or {}).get("Networks") or {}
-            ).items()
-        },
+        "aliases": {name: sorted(n.get("Aliases") or ()) for name, n in networks.items()},
+        "calls": {name: sorted(n.get("Links") or ()) for name, n in networks.items()},
         "expose": sorted((details.get("Config") or {}).get("ExposedPorts") or {}),
         "bindings": sorted(binding_keys(host_config.get("PortBindings") or {})),
     }
@@ -1142,6 +1140,7 @@ def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Con
         read_links_label(labels),
         record["created"],
         {network: tuple(names) for network, names in record["aliases"].items()},
+        {network: tuple(links) for network, links in record.get("calls", {}).items()},
     )
 
 
@@ -1830,11 +1829,14 @@ class LinkTarget(NamedTuple):
 
 
 def create_body(
-    body: Mapping[str, Any], wish: CreateWish, targets: Sequence[LinkTarget], resolver: str
+    body: Mapping[str, Any],
+    wish: CreateWish,
+    targets: Sequence[LinkTarget],
+    resolvers: Sequence[str],
 ) -> dict[str, Any]:
     """Return the body that the engine gets: links and volumes made of what one engine has.
 
-    resolver: who is asked for names, if the user does not say; "": whom the engine asks.
+    resolvers: who is asked for names, if the user does not say; none: whom the engine asks.
     """
     host_config = dict(body.get("HostConfig") or {})
     own = {line.partition("=")[0] for line in wish.env}  # of two, most programs see the first
@@ -1854,7 +1856,7 @@ def create_body(
         Links=None,
         Binds=list(wish.binds) or None,
         ExtraHosts=list(hosts) or None,
-        Dns=[resolver] if resolver and not host_config.get("Dns") else host_config.get("Dns"),
+        Dns=host_config.get("Dns") or list(resolvers) or None,
         **plain_references(host_config),
     )
     return dict(body, Env=env + list(wish.env), Labels=labels, HostConfig=host_config)
@@ -1923,16 +1925,24 @@ def decide_links(view: View, host: str) -> LinkTable:
 def find_vips(view: View, consumer: Container, name: str) -> list[str] | None:
     """Return the addresses that a name means for a container, None if it means nothing there.
 
-    A name is a container's, or an alias that it has on a network, with or without .NETWORK.
+    A name is a container's, or an alias that it has on a network, or that the asking container
+    gave it there (a link of a network's own kind), with or without .NETWORK.
     """
     plain = name.rstrip(".").lower()
     found = []
     for c in neighbours_of(view, consumer):
         for network in consumer.networks.keys() & c.networks.keys() & view.networks.keys():
-            names = {n.lower() for n in (c.name, *c.aliases.get(network, ()))}
+            names = names_on(network, c, consumer)
             if (plain in names or plain.removesuffix(f".{network.lower()}") in names) and c.running:
                 found.append(view.vips.get(c.name, ""))
     return sorted({vip for vip in found if vip}) or None
+
+
+def names_on(network: str, container: Container, consumer: Container) -> set[str]:
+    """Return what a container is called on a network by a consumer there, in lower case."""
+    names = {n.lower() for n in (container.name, *container.aliases.get(network, ()))}
+    calls = [call.lower().partition(":") for call in consumer.calls.get(network, ())]
+    return names | {alias for target, _, alias in calls if target in names}
 
 
 # ---- names, as DNS has them. Source: RFC 1035, 4.1
@@ -4366,6 +4376,7 @@ def get_version(call: Call) -> Reply:
         "Os": "linux",
         "Arch": engine.get("arch", ""),
         "KernelVersion": engine.get("kernel", ""),
+        **engine.get("build", {}),
     }
     components = [{"Name": "Engine", "Version": engine.get("version", "none"), "Details": about}]
     components.append({"Name": "arpanet", "Version": __version__, "Details": {}})
@@ -4970,8 +4981,8 @@ def make_container(call: Call, view: View, wish: CreateWish, body: dict[str, Any
         claim = claim_name(call, wish.name, host)
         undo.callback(let_go, call.node, claim)
         links = describe_links(call, view, wish, targets)
-        resolver = name_resolver(call.node, view, wish)
-        made = create_on(call, host, wish, create_body(body, wish, links, resolver)).read_json()
+        resolvers = name_resolvers(call.node, view, wish, host)
+        made = create_on(call, host, wish, create_body(body, wish, links, resolvers)).read_json()
         keep_created(call, claim, wish, host, made["Id"])
         undo.pop_all()
     publish(call.node, view.hosts[host], made["Id"])
@@ -4979,15 +4990,17 @@ def make_container(call: Call, view: View, wish: CreateWish, body: dict[str, Any
     return json_reply(made, 201)
 
 
-def name_resolver(node: Node, view: View, wish: CreateWish) -> str:
+def name_resolvers(node: Node, view: View, wish: CreateWish, host: str) -> list[str]:
     """Return whom a new container asks for names: the slave, on a network made through arpanet.
 
-    There others find the container at a virtual address, which it gets here.
+    There others find the container at a virtual address, which it gets here. While the slave is
+    stopped the engine goes on to the next: those that the host itself asks.
     """
     if not view.networks.keys() & set(wish.networks):
-        return ""
+        return []
     claim_vip(node, wish.name)
-    return resolver_of(node.settings.link_subnet)
+    own = resolver_of(node.settings.link_subnet)
+    return [own, *view.hosts[host].engine.get("resolvers", ())]
 
 
 def let_go(node: Node, claim: Claim) -> None:
@@ -6950,6 +6963,16 @@ def inspect_engine(engine: Any, container_id: str) -> dict[str, Any] | None:
         return container_record(listed[0], details) if listed else None
 
 
+RESOLV_CONF = "/etc/resolv.conf"
+
+
+def read_resolvers() -> list[str]:
+    """Return the host's own resolvers, IPv4 ones."""
+    lines = read_file(RESOLV_CONF).decode("utf-8", "replace").splitlines()
+    words = [line.split() for line in lines]
+    return [w[1] for w in words if len(w) > 1 and w[0] == "nameserver" and ":" not in w[1]]
+
+
 def engine_facts(engine: Any) -> dict[str, Any]:
     """Return what the mesh should know of the engine. Raises EngineDown."""
     with engine_errors():
@@ -6960,11 +6983,13 @@ def engine_facts(engine: Any) -> dict[str, Any]:
         "min_api": version.get("MinAPIVersion", "1.12"),
         "arch": version.get("Arch", ""),
         "kernel": version.get("KernelVersion", ""),
+        "build": {k: version.get(k, "") for k in ("GitCommit", "GoVersion", "BuildTime")},
         "os": info.get("OperatingSystem", ""),
         "id": info.get("ID", ""),
         "cpus": info.get("NCPU", 0),
         "memory_bytes": info.get("MemTotal", 0),
         "labels": info.get("Labels") or [],
+        "resolvers": [ip for ip in read_resolvers() if not ip.startswith("127.")],
     }
 
 
@@ -7119,7 +7144,6 @@ class Query(NamedTuple):
 
 
 RESOLVER_PORT, RESOLVER_S, RESOLVERS = 53, 2.0, 8
-RESOLV_CONF = "/etc/resolv.conf"
 
 
 class NameServer:
@@ -7201,13 +7225,6 @@ class NameServer:
             raise Unavailable("no resolver, or no container of this host")
         first, *others = [Target(HostPort(ip, RESOLVER_PORT)) for ip in resolvers]
         self._pump.dial(sock, first, others=others)
-
-
-def read_resolvers() -> list[str]:
-    """Return the host's own resolvers, IPv4 ones."""
-    lines = read_file(RESOLV_CONF).decode("utf-8", "replace").splitlines()
-    words = [line.split() for line in lines]
-    return [w[1] for w in words if len(w) > 1 and w[0] == "nameserver" and ":" not in w[1]]
 
 
 def ask_resolvers(packet: bytes) -> bytes:

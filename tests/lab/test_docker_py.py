@@ -429,6 +429,28 @@ def test_a_network_is_made_listed_joined_left_and_removed() -> None:
     assert pruned["NetworksDeleted"] == ["net2"], pruned
 
 
+@on_client
+def test_a_link_of_a_network_is_a_name_across_hosts() -> None:
+    """The kind that docker-py and compose ask for with an endpoint of a network."""
+    low = via("h1").api
+    made = via("h1").networks.create("net1")
+    make("upstream", network="net1")
+    endpoint = low.create_networking_config(
+        {"net1": low.create_endpoint_config(links={"upstream": "bar"})}
+    )
+    for n in range(3):  # one for each host
+        on_net = low.create_host_config(network_mode="net1")
+        low.create_container(
+            "busybox", SLEEP, name=f"down{n}", host_config=on_net, networking_config=endpoint
+        )
+        low.start(f"down{n}")
+        found = via("h2").containers.get(f"down{n}").exec_run("nslookup bar")
+        assert found.exit_code == 0, found.output
+    for name in ("upstream", "down0", "down1", "down2"):
+        low.remove_container(name, force=True)
+    made.remove()
+
+
 # ---- volumes
 
 
@@ -499,6 +521,7 @@ def test_info_version_df_and_ping_speak_for_all_hosts() -> None:
     for host in HOSTS:
         assert via(host).ping()
         version = via(host).version()
+        assert version["GoVersion"].startswith("go"), version
         assert {c["Name"] for c in version["Components"]} >= {
             "Engine",
             *(f"Host {h}" for h in HOSTS),

@@ -239,7 +239,7 @@ HOST_FIELDS = (
 def test_any_json_is_understood_or_refused(body: dict[str, Any]) -> None:
     try:
         asked = read_create("web", body)
-        made = create_body(body, asked, [], "")
+        made = create_body(body, asked, [], [])
     except BadRequest as e:
         assert str(e)
     else:
@@ -271,7 +271,7 @@ TARGET = LinkTarget(Link("db", "x", "198.18.0.1"), "0123456789ab", ("5432/tcp",)
 
 def test_what_the_engine_gets_for_a_link() -> None:
     asked = wish("web", env=("X_PORT=mine", "B=2"))
-    made = create_body({"Image": "busybox", "Cmd": ["sh"]}, asked, [TARGET], "")
+    made = create_body({"Image": "busybox", "Cmd": ["sh"]}, asked, [TARGET], [])
     assert made["Env"] == [
         "X_PORT_5432_TCP=tcp://198.18.0.1:5432",
         "X_PORT_5432_TCP_ADDR=198.18.0.1",
@@ -292,7 +292,7 @@ def test_what_the_engine_gets_for_a_link() -> None:
 
 def test_the_users_own_host_entry_wins() -> None:
     body = {"HostConfig": {"ExtraHosts": ["x:10.0.0.9", "y:10.0.0.8"]}}
-    made = create_body(body, wish(), [TARGET], "")
+    made = create_body(body, wish(), [TARGET], [])
     assert made["HostConfig"]["ExtraHosts"] == [
         "x:10.0.0.9", "y:10.0.0.8", "0123456789ab:198.18.0.1", "db:198.18.0.1",
     ]  # fmt: skip
@@ -301,14 +301,14 @@ def test_the_users_own_host_entry_wins() -> None:
 
 def test_what_the_engine_gets_without_wishes_is_what_was_sent() -> None:
     body = {"Image": "busybox", "Labels": {"a": "b"}, "HostConfig": {"Memory": 5}}
-    made = create_body(body, wish(), [], "")
+    made = create_body(body, wish(), [], [])
     assert made["Labels"] == {"a": "b"}
     assert {k: v for k, v in made["HostConfig"].items() if v is not None} == {"Memory": 5}
     assert made["Env"] == []
 
 
 def test_volumes_are_recorded() -> None:
-    made = create_body({}, wish(binds=("v:/a", "w:/b"), volumes=("v", "w")), [], "")
+    made = create_body({}, wish(binds=("v:/a", "w:/b"), volumes=("v", "w")), [], [])
     assert made["HostConfig"]["Binds"] == ["v:/a", "w:/b"]
     assert made["Labels"] == {LABEL_VOLUMES: "v,w"}
 
@@ -318,7 +318,7 @@ def test_references_to_containers_lose_their_host() -> None:
         "NetworkMode": "container:a@h1", "IpcMode": "shareable", "PidMode": "container:b",
         "VolumesFrom": ["c@h1:ro", "d@h1", "e"],
     }  # fmt: skip
-    made = create_body({"HostConfig": config}, wish(), [], "")["HostConfig"]
+    made = create_body({"HostConfig": config}, wish(), [], [])["HostConfig"]
     assert (made["NetworkMode"], made["IpcMode"], made["PidMode"]) == (
         "container:a",
         "shareable",

@@ -59,6 +59,14 @@ def test_a_name_of_several_containers_means_all_that_run() -> None:
     assert find_vips(seen, WEB, "s") == [VIPS["db"], VIPS["other"]]
 
 
+def test_a_link_of_a_network_is_a_name_for_the_one_who_declared_it() -> None:
+    linked = WEB._replace(calls={"net": ("db:store", "0123456789ab:keep", "nobody:ghost")})
+    seen = shared(linked, DB)
+    assert find_vips(seen, linked, "Store") == find_vips(seen, linked, "keep.net") == [VIPS["db"]]
+    assert find_vips(seen, linked, "ghost") is None
+    assert find_vips(seen, DB, "store") is None
+
+
 def test_a_network_that_one_engine_alone_has_joins_nobody_of_another_host() -> None:
     seen = view(WEB, DB, vips=VIPS)
     assert find_vips(seen, WEB, "db") is None
@@ -76,10 +84,11 @@ def test_who_is_on_the_network_may_reach_what_the_others_expose() -> None:
 def test_the_user_says_whom_a_container_asks_for_names() -> None:
     resolver = resolver_of("198.18.0.0/16")
     assert resolver == "198.18.0.1"
-    assert create_body({}, wish(), [], resolver)["HostConfig"]["Dns"] == [resolver]
+    asked = [resolver, "10.0.0.1"]
+    assert create_body({}, wish(), [], asked)["HostConfig"]["Dns"] == asked
     body = {"HostConfig": {"Dns": ["1.2.3.4"]}}
-    assert create_body(body, wish(), [], resolver)["HostConfig"]["Dns"] == ["1.2.3.4"]
-    assert create_body({}, wish(), [], "")["HostConfig"]["Dns"] is None
+    assert create_body(body, wish(), [], asked)["HostConfig"]["Dns"] == ["1.2.3.4"]
+    assert create_body({}, wish(), [], [])["HostConfig"]["Dns"] is None
 
 
 # ---- the packets
