@@ -938,6 +938,13 @@ class VolumePin(NamedTuple):
     settled: bool
 
 
+class ImageEntry(NamedTuple):
+    """The image that a name means on all hosts (images/NAME); each write has a token of its own."""
+
+    id: str
+    token: str
+
+
 class NameEntry(NamedTuple):
     """Who holds a container name (names/NAME); the id is "" until the engine has made it."""
 
@@ -1000,6 +1007,7 @@ class View:
     names: Mapping[str, NameEntry] = dataclasses.field(default_factory=dict)
     volumes: Mapping[str, VolumePin] = dataclasses.field(default_factory=dict)
     networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    images: Mapping[str, ImageEntry] = dataclasses.field(default_factory=dict)
     vips: Mapping[str, str] = dataclasses.field(default_factory=dict)  # container name: address
     addresses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # address: name
 
@@ -1013,6 +1021,10 @@ class View:
     def living_hosts(self) -> list[Host]:
         """Return the hosts whose slaves are alive, by name."""
         return [self.hosts[name] for name in sorted(self.hosts) if name in self.alive]
+
+    def narrowed(self, names: Collection[str]) -> View:
+        """Return a view of only these hosts."""
+        return dataclasses.replace(self, hosts={n: self.hosts[n] for n in self.hosts if n in names})
 
 
 class Change(NamedTuple):
@@ -1044,6 +1056,8 @@ def row_of(table: str, name: str, value: dict[str, Any]) -> Any:
         return dict(value["create"])  # the body that each engine is asked to create it with
     if table == "volumes":
         return VolumePin(value["host"], "token" not in value)
+    if table == "images":
+        return ImageEntry(value["id"], value["token"])
     if table == "names":
         return NameEntry(value["host"], value["id"])
     if table == "containers":
@@ -1060,6 +1074,7 @@ TABLES = (
     "names",
     "volumes",
     "networks",
+    "images",
     "vips",
     "addresses",
 )
@@ -1286,6 +1301,28 @@ def with_tag(reference: str) -> str:
     """Return an image reference with its tag: busybox is busybox:latest."""
     last = reference.rpartition("/")[2]
     return reference if ":" in last or "@" in last else f"{reference}:latest"
+
+
+def image_name(reference: str) -> str:
+    """Return the one name that an image's name in any of its forms stands for."""
+    return re.sub("^((index[.])?docker[.]io/)?(library/)?", "", with_tag(reference))
+
+
+def join_tag(name: str, tag: str) -> str:
+    """Return the reference of a repository and a tag or digest, which may be in the name too."""
+    return f"{name}{'@' if ':' in tag else ':'}{tag}" if tag else name
+
+
+def mean_images(view: View, image: str, ids: Mapping[str, str]) -> list[str]:
+    """Return those of the hosts with an image of that name whose image is the one that it means.
+
+    ids: host: the image's id there. It means what it was given through arpanet last; when no
+    host has that any more, what the first host has.
+    """
+    entry = view.images.get(image_name(image))
+    first = ids[min(ids)] if ids else ""
+    meant = entry.id if entry and entry.id in ids.values() else first
+    return sorted(host for host in ids if ids[host] == meant)
 
 
 def match_label(container: Container, value: str) -> bool:
@@ -3219,6 +3256,7 @@ class Node:
         self.view = View()
         self.exec_hosts: Recent[str] = Recent()  # exec id: host
         self.pull_hosts: Recent[str] = Recent(1000)  # image: host that a create waits on
+        self.settled: Recent[ImageEntry] = Recent()  # "HOST NAME": what the name was seen to mean
         self.making = Making()
         self.presence: Lease | None = None
         self.report: Callable[[], dict[str, Any]] = dict
@@ -4244,7 +4282,10 @@ class Pump:
 
 
 class Reply(NamedTuple):
-    """An answer: a body of ours, a stream of ours, or what an engine sends."""
+    """An answer: a body of ours, a stream of ours, or what an engine sends.
+
+    With both an engine and a stream, the stream is what becomes of the engine's body.
+    """
 
     status: int = 200
     body: bytes = b""
@@ -4426,7 +4467,7 @@ def change_in_turn(view: View, users: set[str], method: str, target: str) -> lis
     answers: list[Any] = []
     lacking: list[EngineError] = []
     for names in (users & view.hosts.keys(), view.hosts.keys() - users):
-        some = dataclasses.replace(view, hosts={name: view.hosts[name] for name in names})
+        some = view.narrowed(names)
         try:
             answers += change_hosts(some, method, target).values() if some.living_hosts() else []
         except EngineError as e:
@@ -4450,7 +4491,7 @@ def first_engine(view: View) -> Engine:
 
 
 def pass_first(call: Call) -> Reply:
-    """Pass a request on to the first engine: a build, a login, a search, an import."""
+    """Pass a request on to the first engine: a login, a search, a part of a build."""
     return Reply(engine=call.send(first_engine(call.view_for_read()), call.target(), slow=True))
 
 
@@ -4860,6 +4901,7 @@ def prune(call: Call) -> Reply:
     if total.get("NetworksDeleted"):
         total["NetworksDeleted"] = sorted(set(total["NetworksDeleted"]))
         forget_networks(call, total["NetworksDeleted"])
+    forget_images(call, total.get("ImagesDeleted") or ())
     return json_reply(total)
 
 
@@ -4880,8 +4922,13 @@ def commit_container(call: Call) -> Reply:
     call.params["container"] = call.text("container")
     container = call.container(change=True)
     query = urllib.parse.urlencode(dict(call.query, container=[container.id]), doseq=True)
-    target = f"{call.prefix}/commit?{query}"
-    return engine_reply(call, container, call.send(call.engine_of(container), target))
+    reply = call.send(call.engine_of(container), f"{call.prefix}/commit?{query}")
+    if reply.status != 201:
+        return engine_reply(call, container, reply)
+    made = reply.read_json()
+    if call.text("repo"):
+        write_image(call.node, join_tag(call.text("repo"), call.text("tag")), made["Id"])
+    return json_reply(made, 201)
 
 
 def get_disk_usage(call: Call) -> Reply:
@@ -5081,6 +5128,7 @@ def create_on(call: Call, host: str, wish: CreateWish, body: Mapping[str, Any]) 
     Raises the engine's error; 404 when no host has the image, so that the client pulls.
     """
     engine = call.node.require_engine(call.node.view, host)
+    settle_image(call, wish.image, engine)
     query = dict(urllib.parse.parse_qsl(call.query_text), name=wish.name)
     target = f"{call.prefix}/containers/create?{urllib.parse.urlencode(query)}"
     headers = [("Content-Type", "application/json")]
@@ -5096,14 +5144,33 @@ def create_on(call: Call, host: str, wish: CreateWish, body: Mapping[str, Any]) 
     return engine.send("POST", target, headers, dump_json(body))
 
 
+def settle_image(call: Call, image: str, engine: Engine) -> None:
+    """Bring an engine the image that a name means when what it has by that name is older.
+
+    It is asked once for each new meaning of a name, and not at all about names without one.
+    """
+    view, name, host = call.node.view, image_name(image), engine.host.name
+    entry = view.images.get(name)
+    if entry is None or call.node.settled.get(f"{host} {name}") == entry:
+        return
+    try:
+        found = engine.fetch("GET", f"{image_path(image)}/json")["Id"]
+    except EngineError:  # it has none: the create says so, and that brings it
+        return
+    if found != entry.id:
+        ids = find_image(view, image)
+        if entry.id not in ids.values():
+            log.info("image %s is no more what %s means; it is left as it is", entry.id, name)
+            return
+        bring_image(call, image, engine)
+    call.node.settled.put(f"{host} {name}", entry)
+
+
 def bring_image(call: Call, image: str, engine: Engine) -> bool:
     """Stream an image to an engine from a host that has it; return False when none has."""
-    view = call.node.view
-    path = f"/images/{urllib.parse.quote(image, safe='/:@')}"
-    have = [
-        h for h in good_answers(ask_hosts(view, "GET", f"{path}/json")) if h != engine.host.name
-    ]
-    if not image or not have:
+    view, path = call.node.view, image_path(image)
+    have = [h for h in find_image_hosts(view, image) if h != engine.host.name] if image else []
+    if not have:
         return False
     log.info("moving image %s from %s to %s", image, have[0], engine.host.name)
     source = Engine(view.hosts[have[0]]).send("GET", f"{path}/get")
@@ -5152,13 +5219,17 @@ def remove_link(call: Call) -> Reply:
 def get_images(call: Call) -> Reply:
     """Join the images of all hosts by id."""
     joined: dict[str, dict[str, Any]] = {}
-    answers = ask_hosts(call.view_for_read(), "GET", call.target())
+    view = call.view_for_read()
+    answers = ask_hosts(view, "GET", call.target())
     for listed in require_answers(answers).values():
         for image in listed:
             known = joined.setdefault(image["Id"], dict(image, RepoTags=[], RepoDigests=[]))
             for key in ("RepoTags", "RepoDigests"):
                 known[key] = list(dict.fromkeys(known[key] + (image.get(key) or [])))
     for image in joined.values():
+        image["RepoTags"] = [
+            t for t in image["RepoTags"] if not is_outdated(view, t, image["Id"], joined)
+        ]
         for key, none in (("RepoTags", "<none>:<none>"), ("RepoDigests", "<none>@<none>")):
             image[key] = [t for t in image[key] if t != none] or [t for t in image[key][:1]]
     return json_reply(sorted(joined.values(), key=lambda i: -i.get("Created", 0)))
@@ -5173,9 +5244,33 @@ def require_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
     return good
 
 
+def is_outdated(view: View, tag: str, image_id: str, images: Collection[str]) -> bool:
+    """Return whether the name means another one of these images by now."""
+    entry = view.images.get(image_name(tag))
+    return entry is not None and image_id != entry.id and entry.id in images
+
+
+def image_path(image: str) -> str:
+    """Return the path of an image at an engine."""
+    return f"/images/{urllib.parse.quote(image, safe='/:@')}"
+
+
+def find_image(view: View, image: str) -> dict[str, str]:
+    """Return the living hosts that have an image of that name, and its id there."""
+    answers = ask_hosts(view, "GET", f"{image_path(image)}/json")
+    return {host: details["Id"] for host, details in good_answers(answers).items()}
+
+
+def find_image_hosts(view: View, image: str) -> list[str]:
+    """Return the living hosts that have the image that a name means."""
+    return mean_images(view, image, find_image(view, image))
+
+
 def inspect_image(call: Call) -> Reply:
     """Answer from the first host that has the image; the order is fixed, so it does not flap."""
-    return json_reply(first_answer(call.view_for_read(), call.target()))
+    view, image = call.view_for_read(), call.params["image"]
+    have = find_image_hosts(view, image) if image_name(image) in view.images else []
+    return json_reply(first_answer(view.narrowed(have) if have else view, call.target()))
 
 
 def first_answer(view: View, target: str) -> Any:
@@ -5190,33 +5285,99 @@ def first_answer(view: View, target: str) -> Any:
     return next(iter(require_answers(answers).values()))
 
 
+def write_image(node: Node, name: str, image_id: str) -> None:
+    """Record what an image's name means from now on, so that no host goes on with another.
+
+    The engine has done its part by then: a failure is only logged.
+    """
+    value = dump_json(ImageEntry(image_id, secrets.token_hex(8))._asdict())
+    try:
+        node.wait_view(node.mesh.write(key_of("images", image_name(name)), value))
+    except ArpanetError as e:
+        log.warning("could not record what %s means: %s", name, e)
+
+
+def note_image(node: Node, host: str, name: str) -> None:
+    """Record that an image's name means what a host has by it."""
+    try:
+        engine = node.require_engine(node.view, host)
+        write_image(node, name, engine.fetch("GET", f"{image_path(name)}/json")["Id"])
+    except ArpanetError as e:
+        log.warning("could not find out what %s means: %s", name, e)
+
+
+def forget_images(call: Call, lines: Iterable[Mapping[str, str]]) -> None:
+    """Delete the rows of names that were removed, unless a host has an image of that name still."""
+    view = call.node.view
+    for name in {image_name(line.get("Untagged", "")) for line in lines} & view.images.keys():
+        if not find_image(view, name):
+            row = dump_json(view.images[name]._asdict())  # not one that is written meanwhile
+            call.node.mesh.delete(key_of("images", name), value=row)
+
+
+def names_given(call: Call, progress: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the image names that have a new meaning, as a line of progress tells."""
+    loaded = str(progress.get("stream", "")).partition("Loaded image: ")[2]
+    if call.path == "/images/load" and loaded:
+        yield loaded.strip()
+    if str(progress.get("status", "")).startswith("Pulling from ") and progress.get("id"):
+        repository = re.sub("[:@][^/]*$", "", call.text("fromImage"))
+        yield join_tag(repository, progress["id"])
+
+
+def noting_names(call: Call, lines: Iterable[Line], names: Collection[str] = ()) -> Iterator[Line]:
+    """Yield the progress of hosts, and at its good end record what names mean there."""
+    given: dict[str, set[str]] = collections.defaultdict(set)
+    failed: set[str] = set()
+    for host, progress in lines:
+        for name in (*names, *names_given(call, progress)):
+            given[name].add(host)
+        if "errorDetail" in progress:
+            failed.add(host)
+        yield host, progress
+    for name, hosts in given.items():
+        if "@" not in name and hosts - failed:
+            note_image(call.node, min(hosts - failed), name)
+
+
+def make_images(call: Call, engine: Engine, names: Collection[str] = ()) -> Reply:
+    """Pass on a request that gives names to images, and note them at its end."""
+    reply = call.send(engine, call.target(), slow=True)
+    if reply.status != 200:
+        return Reply(engine=reply)
+    given = ((engine.host.name, json.loads(line)) for line in read_lines(reply.blocks()))
+    lines = (dump_json(progress) + b"\r\n" for _, progress in noting_names(call, given, names))
+    return Reply(engine=reply, stream=lines)
+
+
+def build_image(call: Call) -> Reply:
+    """Build on the first host, also what BuildKit does in several requests."""
+    return make_images(call, first_engine(call.view_for_read()), call.query.get("t", ()))
+
+
+def load_images(call: Call) -> Reply:
+    return make_images(call, first_engine(call.view_for_read()))
+
+
 def pull_image(call: Call) -> Reply:
     """Pull on the host that a create waits on, else on all hosts, each line led by its host."""
-    name, tag = call.text("fromImage"), call.text("tag")
-    if not name:
-        return pass_first(call)  # an import: each makes a new id, so it is made once
     view = call.view_for_change()
-    reference = f"{name}{'@' if ':' in tag else ':'}{tag}" if tag else name
+    if not call.text("fromImage"):  # an import: each makes a new id, so it is made once
+        name = join_tag(call.text("repo"), call.text("tag"))
+        return make_images(call, first_engine(view), [name] if name else ())
+    reference = join_tag(call.text("fromImage"), call.text("tag"))
     host = call.node.pull_hosts.pop(with_tag(reference))
     if host in view.alive:
-        engine = call.node.require_engine(view, str(host))
-        return Reply(engine=call.send(engine, call.target(), slow=True))
+        return make_images(call, call.node.require_engine(view, str(host)))
     streams = open_streams(call, view, call.target())
 
     def lines() -> Iterator[bytes]:
-        for source, progress in merge_lines(streams, 0.0, lambda _: 0):
+        for source, progress in noting_names(call, merge_lines(streams, 0.0, lambda _: 0)):
             key = "id" if progress.get("id") else "status"
-            if progress.get(key):
-                progress[key] = f"{source}: {progress[key]}"
-            yield dump_json(progress) + b"\r\n"
+            led = {key: f"{source}: {progress[key]}"} if progress.get(key) else {}
+            yield dump_json({**progress, **led}) + b"\r\n"
 
     return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
-
-
-def find_image_hosts(view: View, image: str) -> list[str]:
-    """Return the living hosts that have an image."""
-    path = f"/images/{urllib.parse.quote(image, safe='/:@')}/json"
-    return list(good_answers(ask_hosts(view, "GET", path)))
 
 
 def pass_image(call: Call) -> Reply:
@@ -5245,7 +5406,13 @@ def save_images(call: Call) -> Reply:
 
 
 def tag_image(call: Call) -> Reply:
-    change_hosts(call.view_for_change(), "POST", call.target())
+    """Tag an image on all hosts that have it; others get it by its new name when they need it."""
+    view, image = call.view_for_change(), call.params["image"]
+    ids = find_image(view, image)
+    have = mean_images(view, image, ids)
+    change_hosts(view.narrowed(have) if have else view, "POST", call.target())
+    if have:
+        write_image(call.node, join_tag(call.text("repo"), call.text("tag")), ids[have[0]])
     return Reply(201)
 
 
@@ -5257,6 +5424,7 @@ def remove_image(call: Call) -> Reply:
     gone: list[dict[str, str]] = []
     for lines in change_in_turn(view, users, "DELETE", call.target()):
         gone += [line for line in lines if line not in gone]
+    forget_images(call, gone)
     return json_reply(gone)
 
 
@@ -5503,7 +5671,7 @@ ROUTES = (
     Route("GET", "/exec/{exec}/json", pass_exec, "routed"),
     Route("GET", "/images/json", get_images, "merged"),
     Route("POST", "/images/create", pull_image, "on all"),
-    Route("POST", "/images/load", pass_first, "first host"),
+    Route("POST", "/images/load", load_images, "first host"),
     Route("POST", "/images/prune", prune, "on all"),
     Route("GET", "/images/search", pass_first, "first host"),
     Route("GET", "/images/get", save_images, "routed"),
@@ -5527,7 +5695,7 @@ ROUTES = (
     Route("POST", "/networks/{network}/disconnect", join_network, "routed"),
     Route("POST", "/commit", commit_container, "routed"),
     Route("POST", "/auth", pass_first, "first host"),
-    Route("POST", "/build", pass_first, "first host"),
+    Route("POST", "/build", build_image, "first host"),
     Route("POST", "/build/cancel", pass_first, "first host"),
     Route("POST", "/build/prune", prune, "on all"),
     Route("POST", "/session", pass_first, "first host"),
@@ -5759,7 +5927,7 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
     def _send(self, reply: Reply, warning: str = "") -> None:
         noted = (("Warning", warning),) if warning else ()
         if reply.engine:
-            self._send_engine(reply.engine, noted)
+            self._send_engine(reply.engine, noted, reply.stream)
             return
         headers = [*reply.headers, ("Server", f"arpanet/{__version__} (linux)")]
         headers += [("Docker-Experimental", "false"), ("Ostype", "linux"), *noted]
@@ -5772,7 +5940,12 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             body = b"" if self.command == "HEAD" else reply.body
             self._send_head(reply.status, headers, body)
 
-    def _send_engine(self, reply: EngineReply, noted: Iterable[tuple[str, str]]) -> None:
+    def _send_engine(
+        self,
+        reply: EngineReply,
+        noted: Iterable[tuple[str, str]],
+        changed: Iterator[bytes] | None = None,
+    ) -> None:
         headers = [(n, v) for n, v in reply.headers if n.lower() not in HOP_HEADERS]
         headers += noted
         length = reply.response.getheader("Content-Length")
@@ -5780,8 +5953,8 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             self._hijack(reply, headers)
         elif self.command == "HEAD" or reply.status in (204, 304):
             self._send_head(reply.status, headers)
-        elif length is None:
-            self._send_blocks(reply.status, headers, reply.blocks())
+        elif length is None or changed:
+            self._send_blocks(reply.status, headers, changed or reply.blocks())
         else:
             self._send_head(reply.status, [*headers, ("Content-Length", length)])
             for block in reply.blocks():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -105,12 +106,82 @@ def test_a_buildkit_build_goes_through_session_and_its_image_runs_on_every_host(
         docker(net, "rmi", "kit")
 
 
-@pytest.mark.xfail(reason="a host that has the tag of before runs that", strict=True)
-def test_an_image_built_anew_by_the_same_name_is_the_one_that_runs_on_every_host(net: Lab) -> None:
-    for words in ("first", "second"):
-        text = f"FROM busybox\nRUN echo {words} >/words\n"
-        docker(net, "build", "-q", "-t", "anew", "-", input=text)
-        assert run_everywhere(net, "anew", "cat", "/words") == dict.fromkeys(HOSTS, words)
+def rebuild(lab: Lab, name: str, words: str) -> None:
+    text = f"FROM busybox\nRUN echo {words} >/words\n"
+    docker(lab, "build", "-q", "-t", name, "-", input=text)
+
+
+def build_with_buildkit(lab: Lab) -> None:
+    program = ["/usr/bin/docker", "-H", f"tcp://{lab['h3'].ip}:8791", "build", "-t", "anew", "-"]
+    text = "FROM source\nLABEL kit=1\n"
+    lab.client.run(program, input=text, env={"DOCKER_BUILDKIT": "1"})
+
+
+def commit(lab: Lab) -> None:
+    docker(lab, "run", "--name", "base", "source", "true", via="h2")
+    docker(lab, "commit", "base", "anew", via="h3")
+    docker(lab, "rm", "base")
+
+
+def import_image(lab: Lab) -> None:
+    docker(lab, "create", "--name", "base", "source", "true")
+    lab.client.run(
+        ["sh", "-euc", "docker export base | docker import - docker.io/library/anew:latest"],
+        env={"DOCKER_HOST": f"tcp://{lab['h2'].ip}:8791"},
+    )
+    docker(lab, "rm", "base")
+
+
+def load(lab: Lab) -> None:
+    docker(lab, "tag", "anew", "kept")
+    docker(lab, "tag", "source", "anew")
+    docker(lab, "save", "-o", "/run/anew.tar", "anew", via="h3")
+    docker(lab, "tag", "kept", "anew", via="h2")
+    docker(lab, "load", "-i", "/run/anew.tar", via="h3")
+    docker(lab, "rmi", "kept")
+
+
+ANEW: dict[str, Callable[[Lab], Any]] = {
+    "build": lambda lab: rebuild(lab, "anew", "second"),
+    "buildkit": build_with_buildkit,
+    "commit": commit,
+    "import": import_image,
+    "load": load,
+    "tag": lambda lab: docker(lab, "tag", "source:latest", "anew", via="h2"),
+}
+
+
+@pytest.mark.parametrize("way", ANEW)
+def test_an_image_made_anew_by_the_same_name_is_the_one_that_runs_on_every_host(
+    net: Lab, way: str
+) -> None:
+    rebuild(net, "anew", "first")
+    assert run_everywhere(net, "anew", "cat", "/words") == dict.fromkeys(HOSTS, "first")
+    rebuild(net, "source", "second")
+    ANEW[way](net)
+    shown = output(net, "inspect", "-f", "{{.Id}}", "anew", via="h3")
+    assert run_everywhere(net, "anew", "cat", "/words") == dict.fromkeys(HOSTS, "second")
+    listed = output(net, "images", "-q", "--no-trunc", "anew", via="h2")
+    assert listed == shown, "one image has the name"
+    assert {engine_output(net, h, "inspect", "-f", "{{.Id}}", "anew") for h in HOSTS} == {shown}
+    docker(net, "rmi", "anew", "source")
+    docker(net, "image", "prune", "-f")
+
+
+def test_an_image_that_is_gone_from_all_engines_does_not_hinder_the_older_one(net: Lab) -> None:
+    rebuild(net, "gone", "first")
+    assert run_everywhere(net, "gone", "cat", "/words") == dict.fromkeys(HOSTS, "first")
+    rebuild(net, "gone", "second")
+    [newest] = {engine_output(net, h, "images", "-q", "gone") for h in HOSTS} - {
+        engine_output(net, "h3", "images", "-q", "gone")
+    }
+    engine_output(net, "h1", "rmi", "gone")
+    assert output(net, "images", "-q", "gone") != newest
+    docker(net, "run", "--name", "filler", "busybox", "true")  # h1 has the next but two
+    docker(net, "run", "--name", "old", "gone", "cat", "/words", via="h2")
+    assert output(net, "logs", "old") == "first"
+    docker(net, "rm", "filler", "old")
+    docker(net, "rmi", "gone")
 
 
 def test_a_build_that_fails_in_buildkit_says_where(net: Lab) -> None:

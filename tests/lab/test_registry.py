@@ -120,6 +120,39 @@ def test_pull_goes_to_all_hosts_and_shows_the_progress_of_each(net: Lab, pushed:
     docker(net, "rmi", pushed)
 
 
+def test_what_was_pulled_while_a_host_was_away_runs_there_when_it_is_back(
+    net: Lab, pushed: str
+) -> None:
+    image = pushed.replace("hello", "moved")
+
+    def push(words: str) -> None:
+        docker(net, "build", "-q", "-t", image, "-", input=f"FROM busybox\nCMD echo {words}\n")
+        docker(net, "push", "-q", image)
+
+    push("second")
+    docker(net, "rmi", image)
+    docker(net, "build", "-q", "-t", image, "-", input="FROM busybox\nCMD echo first\n")
+    names = [f"moved{number}" for number in range(3)]
+    for name in names:
+        docker(net, "run", "--name", name, image)
+    assert hosts_with(net, image) == list(HOSTS)
+    docker(net, "rm", *names)
+    net["h3"].run(["arpanet", "slave", "stop"])
+    eventually("h3 is down", lambda: require_hosts(net, 2))
+    docker(net, "pull", "-q", "--all-tags", image.rpartition(":")[0], via="h2")
+    net["h3"].run(["arpanet", "slave", "start"])
+    eventually("h3 is up", lambda: require_hosts(net, 3))
+    said = [output(net, "run", "--name", name, image, via="h3") for name in names]
+    assert said == ["second"] * 3
+    docker(net, "rm", *names)
+    docker(net, "rmi", image)
+
+
+def require_hosts(lab: Lab, count: int) -> None:
+    platform = output(lab, "version", "--format", "{{.Server.Platform.Name}}")
+    assert f"({count} hosts)" in platform
+
+
 def test_a_pull_by_digest_and_one_of_all_tags_work(net: Lab, pushed: str) -> None:
     repository = pushed.rpartition(":")[0]
     docker(net, "pull", "-q", pushed)

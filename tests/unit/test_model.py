@@ -157,6 +157,45 @@ def test_api_versions_are_what_all_living_engines_can_do() -> None:
     assert arpanet.api_range(View()) == ("1.12", "1.51")
 
 
+# ---- names of images
+
+NAMES = [
+    ("busybox", "busybox:latest"),
+    ("library/busybox", "busybox:latest"),
+    ("docker.io/busybox:1.35", "busybox:1.35"),
+    ("docker.io/library/busybox:1.35", "busybox:1.35"),
+    ("index.docker.io/team/app", "team/app:latest"),
+    ("team/library/app", "team/library/app:latest"),
+    ("docker.io.example/app", "docker.io.example/app:latest"),
+    ("192.168.8.200:5000/library/app", "192.168.8.200:5000/library/app:latest"),
+    ("busybox@sha256:12", "busybox@sha256:12"),
+]
+
+
+@pytest.mark.parametrize(("reference", "name"), NAMES)
+def test_an_image_has_one_name(reference: str, name: str) -> None:
+    assert arpanet.image_name(reference) == name
+    assert arpanet.image_name(name) == name
+
+
+MEANT: list[tuple[dict[str, str], list[str]]] = [
+    ({}, []),
+    ({"h2": "old"}, ["h2"]),
+    ({"h2": "new", "h1": "old"}, ["h2"]),
+    ({"h3": "new", "h2": "new", "h1": "old"}, ["h2", "h3"]),
+    ({"h3": "old", "h2": "older", "h1": "old"}, ["h1", "h3"]),  # the new one is nowhere
+]
+
+
+@pytest.mark.parametrize(("ids", "hosts"), MEANT)
+def test_a_name_means_the_image_that_it_was_given_to_last(
+    ids: dict[str, str], hosts: list[str]
+) -> None:
+    seen = apply_changes(view(), 1, [put("images/app:latest", {"id": "new", "token": "x"})])
+    assert arpanet.mean_images(seen, "docker.io/library/app", ids) == hosts
+    assert arpanet.mean_images(view(), "app", {"h1": "old", "h2": "new"}) == ["h1"]
+
+
 # ---- find_container
 
 A1, A2 = "a" * 64, "a" * 12 + "b" * 52
