@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install arpanet, and what it needs, on one Debian or Ubuntu machine: ./bootstrap.sh --help
+# Install arpanet, and what it needs, on one machine: ./bootstrap.sh --help
 #
 # Works from a checkout and from a pipe. A second run changes and restarts nothing. What is downloaded is checked
 # before anything changes. All of this file stands in one pair of braces: half a download runs nothing.
@@ -10,37 +10,53 @@ BIN=/usr/local/bin/arpanet
 ETC=/etc/arpanet
 UNITS=/etc/systemd/system
 CACHE=/var/cache/arpanet
+DATA=/var/lib/arpanet
 LOGS=/var/log/arpanet
 # The directories in which services look for commands, so the Python that they find is the one to build for.
 SERVICE_PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
+# Settings, which options beat; usage() says what each does. sudo drops variables, but not those typed behind it.
+role=${ARPANET_ROLE:-none}
+peers=${ARPANET_PEERS:-}
+masters=${ARPANET_MASTERS:-}
+address=${ARPANET_IP:-}
+url=${ARPANET_URL:-}
+version=${ARPANET_VERSION:-}
+sum=${ARPANET_SHA256:-}
+no_start=${ARPANET_NO_START:-0}
+skip_packages=${ARPANET_SKIP_PACKAGES:-0}
+dry_run=${ARPANET_DRY_RUN:-0}
+
 usage() {
     cat <<'HELP'
-Install arpanet, and what it needs, on one Debian or Ubuntu machine.
+Install arpanet, and what it needs, on one machine: Debian, Ubuntu, Fedora and their families.
 
-  sudo ./bootstrap.sh --start                      arpanet on this machine alone: a master and a slave
-  sudo ./bootstrap.sh --start --peers 192.168.8.120       a master and a slave that join a running arpanet
-  sudo ./bootstrap.sh --role slave --masters 192.168.8.120,192.168.8.121     a slave only
-  wget -qO- URL/bootstrap.sh | sudo sh -s -- --url URL/arpanet.pex --start
+  sudo ./bootstrap.sh --start                           arpanet on this machine alone: a master and a slave
+  sudo ./bootstrap.sh master slave --peers 192.168.8.120     both, joining the arpanet that is there
+  sudo ./bootstrap.sh slave --masters 192.168.8.120,192.168.8.121
+  wget -qO- URL/bootstrap.sh | sudo ARPANET_URL=URL/ bash -s -- master slave --peers boot
 
-From a checkout arpanet.pex is built (needs a package index for pip); with --url it is fetched.
+The words master and slave are the roles to start now and at every boot; without one arpanet is only installed.
+From a checkout arpanet.pex is built (needs a package index for pip); with a URL it is fetched.
 
 Option            Variable                 What it does
---start                                    Install and start a master and a slave (--role both, --peers boot)
---role ROLE       ARPANET_ROLE             Services to enable and start: master, slave, both or none (default: none)
+                  ARPANET_ROLE             The same as the words: master, slave, both or none
+--start                                    The same as: master slave --peers boot
 --peers P         ARPANET_PEERS            For a master: boot if it is the first one, else addresses of masters
 --masters IP,...  ARPANET_MASTERS          For a slave on a machine without a master: addresses of masters
 --ip IP           ARPANET_IP               This machine's address for the others (default: its one private address)
---url URL         ARPANET_URL              Take arpanet.pex from there: https, file, a path; http with --sha256
+--url URL         ARPANET_URL              Take arpanet.pex from there: https, file, a path; http with --sha256.
+                                           With / at its end it is a place: URL/arpanet.pex, URL/VERSION/arpanet.pex
+--version V       ARPANET_VERSION          The version to install; any other is refused
 --sha256 HEX      ARPANET_SHA256           Its checksum (default: what URL.sha256 says)
 --no-start        ARPANET_NO_START=1       Enable, but start nothing
---skip-packages   ARPANET_SKIP_PACKAGES=1  Install no Debian package; what is needed must be there
+--skip-packages   ARPANET_SKIP_PACKAGES=1  Install no package; what is needed must be there
 --dry-run         ARPANET_DRY_RUN=1        Say what would be done, change nothing
 --uninstall                                Remove arpanet; keep its settings, its data, Docker and etcd
 --purge                                    With --uninstall: remove its settings and its data too
 -h, --help                                 Show this
 
-sudo drops variables and keeps options. Settings go to /etc/arpanet/arpanet.env once; from then on that file is yours.
+Settings go to /etc/arpanet/arpanet.env once; from then on that file is yours.
 HELP
 }
 
@@ -60,16 +76,14 @@ wants() { [ "$role" = "$1" ] || [ "$role" = both ]; }
 # ---- before anything is changed ---------------------------------------------------------------------------------
 
 parse() {
-    url=${ARPANET_URL:-} sum=${ARPANET_SHA256:-} role=${ARPANET_ROLE:-none}
-    peers=${ARPANET_PEERS:-} masters=${ARPANET_MASTERS:-} address=${ARPANET_IP:-}
-    no_start=${ARPANET_NO_START:-0} skip_packages=${ARPANET_SKIP_PACKAGES:-0} dry_run=${ARPANET_DRY_RUN:-0}
-    start=0 uninstall=0 purge=0
+    words='' start=0 uninstall=0 purge=0
     while [ $# -gt 0 ]; do
         case $1 in
-            --url|--sha256|--role|--peers|--masters|--ip)
+            master|slave) words="$words $1";;
+            --url|--version|--sha256|--peers|--masters|--ip)
                 [ $# -gt 1 ] || usage_error "$1 needs a value"
                 case $1 in
-                    --url) url=$2;; --sha256) sum=$2;; --role) role=$2;;
+                    --url) url=$2;; --version) version=$2;; --sha256) sum=$2;;
                     --peers) peers=$2;; --masters) masters=$2;; --ip) address=$2;;
                 esac
                 shift;;
@@ -80,25 +94,29 @@ parse() {
             --uninstall) uninstall=1;;
             --purge) purge=1;;
             -h|--help) usage; exit 0;;
-            *) usage_error "unknown option $1";;
+            -*) usage_error "unknown option $1";;
+            *) usage_error "a role is master or slave, not $1";;
         esac
         shift
     done
+    case $words in *master*slave*|*slave*master*) role=both;; ?*) role=${words##* };; esac
     [ "$start" = 0 ] || { [ "$role" != none ] || role=both; [ -n "$peers" ] || peers=boot; }
     check_options
+    case $url in */) url=$url${version:+$version/}arpanet.pex;; esac
 }
 
 check_options() {
-    case $role in master|slave|both|none) ;; *) usage_error "--role is master, slave, both or none, not $role";; esac
+    case $role in master|slave|both|none) ;; *) usage_error "ARPANET_ROLE is master, slave, both or none, not $role";; esac
     case $peers in boot) ;; *[!0-9.,]*) usage_error "--peers is boot or addresses of masters, not $peers";; esac
     case $masters in *[!0-9.,]*) usage_error "--masters is addresses of masters, not $masters";; esac
     case $address in *[!0-9.]*) usage_error "--ip is an IPv4 address, not $address";; esac
     case $sum in *[!0-9a-f]*) usage_error "--sha256 is 64 digits of 0-9 and a-f, not $sum";; esac
+    case $version in *[!0-9A-Za-z.]*) usage_error "--version is like 0.1.0, not $version";; esac
     [ "$purge" = 0 ] || [ "$uninstall" = 1 ] || usage_error "--purge goes with --uninstall"
 }
 
 require_root() {
-    [ "$(id -u)" = 0 ] || [ "$dry_run" = 1 ] || die "this changes the machine and needs root: sudo ./bootstrap.sh"
+    [ "$(id -u)" = 0 ] || [ "$dry_run" = 1 ] || die "this changes the machine and needs root: sudo ./bootstrap.sh, or piped: ... | sudo bash"
 }
 
 # Says what is wrong with this machine or this command line, and sets packages, address and the like.
@@ -125,6 +143,7 @@ find_checkout() {
     fi
 }
 
+# Sets os and family, which is the tool that installs packages here: apt, dnf or none.
 check_system() {
     os=unknown os_like='' os_version=''
     if [ -r /etc/os-release ]; then
@@ -132,19 +151,25 @@ check_system() {
         { os=$(. /etc/os-release; echo "${ID:-unknown}"); os_like=$(. /etc/os-release; echo "${ID_LIKE:-}")
           os_version=$(. /etc/os-release; echo "${VERSION_ID:-}"); }
     fi
-    case $os-$os_version in debian-9|debian-10|debian-11|ubuntu-1?.*|ubuntu-20.*)
-        have python3.10 || [ "$skip_packages" = 1 ] ||
-            die "arpanet needs Python 3.10: Debian 12, Ubuntu 22.04 or later, and this is $os $os_version";;
+    case " $os $os_like " in
+        *" debian "*|*" ubuntu "*) family=apt;;
+        *" fedora "*|*" rhel "*|*" centos "*) family=dnf;;
+        *) family=none;;
     esac
     python=$(PATH=$SERVICE_PATH command -v python3 || true)
     [ -z "$python" ] || "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' </dev/null ||
         die "arpanet needs Python 3.10 or later, and $python is $("$python" -V 2>&1)"
+    case $os-$os_version in debian-9|debian-10|debian-11|ubuntu-1?.*|ubuntu-20.*)
+        [ -n "$python" ] || [ "$skip_packages" = 1 ] ||
+            die "arpanet needs Python 3.10: Debian 12, Ubuntu 22.04 or later, and this is $os $os_version";;
+    esac
 }
 
 check_roles() {
     if wants master; then
-        [ -n "$peers" ] || setting ARPANET_PEERS || usage_error "a master needs --peers: boot if it is the first one"
-        if systemd_runs && quietly systemctl is-active etcd.service; then
+        [ -n "$peers" ] || setting ARPANET_PEERS || [ -d "$DATA/etcd" ] ||
+            usage_error "a master needs --peers: boot if it is the first one"
+        if systemd_runs && { quietly systemctl is-active etcd.service || quietly systemctl is-enabled etcd.service; }; then
             die "this machine's own etcd.service has the port 2379 that a master needs: systemctl disable --now etcd"
         fi
     elif wants slave; then
@@ -195,34 +220,37 @@ list_addresses() {
     fi
 }
 
-# Sets packages: the Debian packages that bring what is missing here.
+# need APT DNF: this package is missing here; for dnf, names between | of which one will do.
+need() { if [ "$family" = dnf ]; then packages="$packages $2"; else packages="$packages $1"; fi; }
+python_has() { [ -n "$python" ] && quietly "$python" -c "import $1"; }
+
+# Sets packages: those that bring what is missing here, and brings_etcd.
 list_packages() {
-    packages=
-    [ -n "$python" ] && "$python" -c 'import json' </dev/null 2>/dev/null || packages="$packages python3"
-    [ -z "$checkout" ] || { [ -n "$python" ] && "$python" -c 'import ensurepip, venv' </dev/null 2>/dev/null; } ||
-        packages="$packages python3-venv"
-    have dockerd || packages="$packages docker.io"
-    have etcd    || packages="$packages etcd-server"
-    have etcdctl || packages="$packages etcd-client"
-    have ip      || packages="$packages iproute2"
-    have iptables || packages="$packages iptables"
-    [ -e /etc/ssl/certs/ca-certificates.crt ] || packages="$packages ca-certificates"
+    packages='' brings_etcd=0
+    python_has json || need python3 python3
+    [ -z "$checkout" ] || python_has 'ensurepip, venv' || need python3-venv python3
+    have dockerd || need docker.io 'moby-engine|docker-ce|docker'
+    # Debian's etcd package starts an etcd of its own on 2379; one that we bring is switched off
+    [ "$role" = slave ] || have etcd || { brings_etcd=1; need etcd-server etcd; }
+    [ "$role" = slave ] || have etcdctl || need etcd-client etcd
+    have ip || need iproute2 iproute
+    have iptables || need iptables 'iptables-nft|iptables'
+    have setpriv || need util-linux util-linux
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -d /etc/pki/tls/certs ] || need ca-certificates ca-certificates
     # without its parser dockerd starts no container on a kernel with AppArmor
     [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" != Y ] || have apparmor_parser ||
-        packages="$packages apparmor"
-    packages=${packages# }
-    # Debian's etcd package starts an etcd of its own on 2379; one that we bring is switched off
-    brings_etcd=0
-    case $packages in *etcd-server*) brings_etcd=1;; esac
+        [ "$family" = dnf ] || need apparmor ''
+    packages=$(echo "$packages" | tr ' ' '\n' | awk 'NF && !seen[$1]++' | tr '\n' ' ')
+    packages=${packages% }
 }
 
 check_packages() {
     [ -n "$packages" ] || return 0
     [ "$skip_packages" = 0 ] || die "these packages, or what they bring, are missing: $packages"
-    case " $os $os_like " in *" debian "*|*" ubuntu "*) ;;
-        *) die "packages can be installed on Debian and Ubuntu, and this is $os; install the like of these: $packages";;
-    esac
-    have apt-get || die "there is no apt-get; install these: $packages"
+    [ "$family" != none ] ||
+        die "packages can be installed on Debian, Ubuntu, Fedora and the like, and this is $os; install what brings these, then run this again: $packages"
+    case $family in apt) tool=apt-get;; *) tool=dnf;; esac
+    have "$tool" || die "there is no $tool; install these: $packages"
     case $packages in *docker.io*)
         ! have dpkg-query || ! quietly dpkg-query -W docker-ce-cli containerd.io ||
             die "Docker's own packages are here without the engine: apt-get install docker-ce";;
@@ -259,39 +287,73 @@ fetch() {  # fetch URL FILE
     esac
 }
 
+# What is installed already is not fetched again.
 fetch_pex() {
     [ -n "$url" ] || return 0
     if [ "$dry_run" = 1 ]; then echo "would fetch $url and check its sha256"; return; fi
-    say "fetching $url"
-    fetch "$url" "$tmp/arpanet.pex" || die "cannot fetch $url; nothing was changed"
     if [ -z "$sum" ]; then
         fetch "$url.sha256" "$tmp/sha256" || die "cannot fetch $url.sha256, say --sha256; nothing was changed"
         sum=$(awk 'NR == 1 { print $1 }' "$tmp/sha256")
     fi
-    real=$(sha256sum "$tmp/arpanet.pex" | cut -d' ' -f1)
+    if [ -e "$BIN" ] && [ "$(hash_of "$BIN")" = "$sum" ]; then cp "$BIN" "$tmp/arpanet.pex"; return; fi
+    say "fetching $url"
+    fetch "$url" "$tmp/arpanet.pex" || die "cannot fetch $url; nothing was changed"
+    real=$(hash_of "$tmp/arpanet.pex")
     [ "$sum" = "$real" ] || die "$url is not what it should be: sha256 $real instead of $sum; nothing was changed"
 }
 
-# ---- changes ----------------------------------------------------------------------------------------------------
+hash_of() { sha256sum "$1" | cut -d' ' -f1; }
 
-apt() {
-    alone env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l apt-get -y -qq -o DPkg::Lock::Timeout=300 \
-        -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0 "$@" >"$tmp/apt.log" 2>&1
-}
+# ---- changes ----------------------------------------------------------------------------------------------------
 
 install_packages() {
     [ -n "$packages" ] || return 0
     if [ "$dry_run" = 1 ]; then echo "would install: $packages"; return; fi
-    apt update || warn "apt-get update failed, going on with what it knew: $(tail -1 "$tmp/apt.log")"
-    # in Debian 13 the docker command is a package of its own
-    have docker || ! quietly apt-cache show docker-cli || packages="$packages docker-cli"
+    case $tool in apt-get) prepare_apt;; *) prepare_dnf;; esac
     say "installing $packages"
     [ "$brings_etcd" = 0 ] || mask_etcd
     # shellcheck disable=SC2086
-    apt install --no-install-recommends --no-remove $packages || { tail -20 "$tmp/apt.log" >&2; die "apt-get could not install: $packages"; }
+    install $packages || { tail -20 "$tmp/packages.log" >&2; die "$tool could not install: $packages"; }
     [ "$brings_etcd" = 0 ] || unmask_etcd
     python=$(PATH=$SERVICE_PATH command -v python3) || die "there is still no python3"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' </dev/null ||
+        die "arpanet needs Python 3.10 or later, and $tool has brought $("$python" -V 2>&1)"
 }
+
+apt() {
+    alone env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l apt-get -y -qq -o DPkg::Lock::Timeout=300 \
+        -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0 "$@" >"$tmp/packages.log" 2>&1
+}
+
+prepare_apt() {
+    apt update || warn "apt-get update failed, going on with what it knew: $(tail -1 "$tmp/packages.log")"
+    # in Debian 13 the docker command is a package of its own
+    have docker || ! quietly apt-cache show docker-cli || packages="$packages docker-cli"
+}
+
+install() {
+    case $tool in
+        apt-get) apt install --no-install-recommends --no-remove "$@";;
+        *) alone dnf -y -q install "$@" >"$tmp/packages.log" 2>&1;;
+    esac
+}
+
+# Chooses, of the names between |, the first that dnf knows; what it does not know at all is said before anything changes.
+prepare_dnf() {
+    chosen='' unknown=''
+    have docker || ! knows docker-cli || chosen=docker-cli
+    for names in $packages; do
+        found=
+        for name in $(echo "$names" | tr '|' ' '); do
+            ! knows "$name" || { found=$name; break; }
+        done
+        if [ -n "$found" ]; then chosen="$chosen $found"; else unknown="$unknown $names"; fi
+    done
+    [ -z "$unknown" ] || die "dnf does not know:$unknown; install what brings these, then run this again; nothing was changed"
+    packages=${chosen# }
+}
+
+knows() { quietly dnf -q list "$1"; }
 
 # A service that is masked before its package comes is never started, not even for a moment.
 mask_etcd() {
@@ -346,29 +408,37 @@ install_files() {
 # The new file must run here before it replaces anything; this also unpacks it, so that the services start fast.
 install_pex() {
     mkdir -p "$CACHE"
-    version=$(alone env PEX_ROOT="$CACHE/pex" "$python" "$tmp/arpanet.pex" --version 2>"$tmp/error") || {
+    said=$(alone env PEX_ROOT="$CACHE/pex" "$python" "$tmp/arpanet.pex" --version 2>"$tmp/error") || {
         tail -5 "$tmp/error" >&2
         die "this arpanet.pex does not run with $("$python" -V) on $(uname -m); nothing was replaced"
     }
+    [ -z "$version" ] || [ "$said" = "arpanet $version" ] ||
+        die "this is $said, and arpanet $version is wanted; nothing was replaced"
     put 755 "$BIN" <"$tmp/arpanet.pex"
-    say "$version is in $BIN"
+    say "$said is in $BIN"
 }
 
 env_file() {
     echo "# Settings of arpanet on this machine, for all its roles. Written once; from now on this file is yours."
-    echo "# What there is to set: arpanet settings, and the README. The next start reads what is changed here."
+    echo "# What there is to set: arpanet help settings. The next start reads what is changed here."
     [ -z "$address" ] || echo "ARPANET_IP=$address"
     [ -z "$peers" ]   || echo "ARPANET_PEERS=$peers"
     [ -z "$masters" ] || echo "ARPANET_MASTERS=$masters"
 }
 
-# unit ROLE
+# unit ROLE. ProtectSystem=full and not strict: /etc/arpanet/arpanet.env may put the data wherever it likes.
+# The slave may set the links' route, listen at port 53 for names, and open a socket of the engine that is not root's.
 unit() {
+    case $1 in
+        master) after='docker.service' abilities=CAP_NET_BIND_SERVICE home=yes;;
+        slave) after='docker.service arpanet-master.service' home=read-only
+            abilities='CAP_NET_ADMIN CAP_NET_BIND_SERVICE CAP_DAC_OVERRIDE';;
+    esac
     cat <<UNIT
 [Unit]
 Description=arpanet $1
 Wants=network-online.target
-After=network-online.target docker.service$([ "$1" = master ] || echo ' arpanet-master.service')
+After=network-online.target $after
 StartLimitIntervalSec=0
 
 [Service]
@@ -387,6 +457,26 @@ CacheDirectory=arpanet
 LogsDirectory=arpanet
 RuntimeDirectory=arpanet
 RuntimeDirectoryPreserve=yes
+CapabilityBoundingSet=$abilities
+NoNewPrivileges=yes
+ProtectSystem=full
+ProtectHome=$home
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
 
 [Install]
 WantedBy=multi-user.target
@@ -426,7 +516,11 @@ services() {
     [ "$no_start" = 0 ] || return 0
     start_docker
     for r in master slave; do ! wants "$r" || start_role "$r"; done
+    ! wants master || forget_boot
 }
+
+# The first master is booted once: should its data be lost, it must not quietly begin another, empty arpanet.
+forget_boot() { ! grep -qsx 'ARPANET_PEERS=boot' "$ETC/arpanet.env" || run sed -i '/^ARPANET_PEERS=boot$/d' "$ETC/arpanet.env"; }
 
 # What runs goes on with the new version.
 restart_running() {
@@ -460,13 +554,16 @@ daemon_runs() { [ -e "/run/arpanet/$1.pid" ] && ! quietly flock -n "/run/arpanet
 
 say_next() {
     if [ "$role" = none ] || [ "$no_start" = 1 ]; then
-        say "done; next: sudo ./bootstrap.sh --start, or: arpanet --help"
+        say "done; next: arpanet help"
         return
     fi
     [ "$alone_here" = 0 ] || say "this machine has no address but 127.0.0.1, so no other machine can join (--ip IP changes that)"
+    systemd_runs || say "there is no systemd here; at each boot: arpanet master start, arpanet slave start"
+    ! quietly firewall-cmd --state ||
+        say "firewalld runs here; if others cannot join: firewall-cmd --permanent --add-port={8791,8792,2379,2380}/tcp && firewall-cmd --reload"
     say "done; next:"
     if wants master; then echo "    docker -H tcp://127.0.0.1:8791 run --name hello busybox echo hi"
-    else echo "    docker -H tcp://${masters%%,*}:8791 info"; fi
+    else echo "    arpanet docker info"; fi
 }
 
 remove() {
@@ -477,8 +574,8 @@ remove() {
     run rm -f "$BIN" "$UNITS/arpanet-master.service" "$UNITS/arpanet-slave.service"
     run rm -rf "$CACHE"
     if systemd_runs; then run systemctl daemon-reload; fi
-    if [ "$purge" = 1 ]; then run rm -rf "$ETC" /var/lib/arpanet "$LOGS" /run/arpanet
-    else say "kept: $ETC /var/lib/arpanet $LOGS (--purge removes them)"; fi
+    if [ "$purge" = 1 ]; then run rm -rf "$ETC" "$DATA" "$LOGS" /run/arpanet
+    else say "kept: $ETC $DATA $LOGS (--purge removes them)"; fi
     say "removed; containers, Docker and etcd stay"
 }
 

@@ -1,4 +1,4 @@
-"""A fresh Debian machine becomes an arpanet with one command.
+"""A fresh Debian machine becomes an arpanet with one command, and it stays installed.
 
 The machine is a real one but for its kernel: debootstrap's minbase, booted by systemd-nspawn in a
 network of its own that leads nowhere. Debian's packages come from apt's cache inside it, and pip's
@@ -28,8 +28,8 @@ REPO = pathlib.Path(__file__).resolve().parents[2]
 CACHE = pathlib.Path("/var/tmp/arpanet-lab-debian")
 TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "apt-get")
 # Not on a bare Debian, and not what bootstrap.sh is to bring: systemd for a booted machine, busybox
-# for a test image.
-INCLUDED = "systemd-sysv,dbus,busybox-static"
+# for a test image, wget for the README's first line.
+INCLUDED = "systemd-sysv,dbus,busybox-static,wget"
 # What bootstrap.sh is to install; apt keeps these in its cache inside the machine, not installed.
 DOWNLOADED = (
     "docker.io etcd-server etcd-client python3 python3-venv iproute2 iptables ca-certificates"
@@ -45,9 +45,13 @@ IMAGE = """
 mkdir -p /tmp/image/bin
 cp /bin/busybox /tmp/image/bin/
 ln -s busybox /tmp/image/bin/echo
-tar -C /tmp/image -c . | docker import - hello:latest
+tar -C /tmp/image -c . | docker import - busybox:latest
 """
-HELLO = "docker -H tcp://127.0.0.1:8791 run --name hello hello:latest echo hi"
+HELLO = "docker -H tcp://127.0.0.1:8791 run --name hello busybox echo hi"
+WEB = "http://127.0.0.1:8000"
+README_WEB = "https://files.example/arpanet"  # what the README calls it
+PIPED = f"wget -qO- {WEB}/bootstrap.sh | ARPANET_URL={WEB}/ bash -s --"
+UNITS = "arpanet-master arpanet-slave"
 SLOW = float(os.environ.get("ARPANET_TEST_SLOW", "1"))
 
 
@@ -345,64 +349,27 @@ def give_packages(machine: Machine, packages: pathlib.Path) -> None:
     (machine.root / "etc/pip.conf").write_text(settings)
 
 
-def pids(machine: Machine) -> list[str]:
-    """Return the process numbers of the services."""
-    units = "arpanet-master arpanet-slave docker"
-    return machine.sh(f"systemctl show --value -p MainPID {units}").split()
-
-
-# ---- the tests ----------------------------------------------------------------------------------
-
-
-def test_a_fresh_debian_becomes_an_arpanet_with_one_command(
-    debian: pathlib.Path, packages: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    with running(debian, tmp_path / "machine", boots=True) as machine:
-        give_packages(machine, packages)
-        printed = machine.sh("cd arpanet && ./bootstrap.sh --start", within_s=300)
-        assert "docker -H tcp://127.0.0.1:8791 run --name hello" in printed.splitlines()[-1]
-        machine.sh(IMAGE)
-        assert machine.sh(HELLO) == "hi\n"
-        units = "arpanet-master arpanet-slave"
-        assert machine.sh(f"systemctl is-enabled {units}") == "enabled\nenabled\n"
-        assert machine.enter("systemctl is-active etcd").stdout == "inactive\n"
-
-        before = pids(machine)
-        machine.sh("cd arpanet && ./bootstrap.sh --start")
-        assert pids(machine) == before, "the second run restarted something"
-
-        machine.sh("cd arpanet && ./bootstrap.sh --uninstall --purge")
-        left = "ls -d /etc/arpanet /var/*/arpanet /usr/local/bin/arpanet 2>/dev/null"
-        assert machine.enter(left).stdout == ""
-        assert machine.sh("docker ps -aq").strip() != "", "uninstall took a container"
-
-
-def test_a_machine_without_systemd_gets_one_from_a_file(
-    debian: pathlib.Path, pex: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    with running(debian, tmp_path / "machine", boots=False) as machine:
-        give_address(machine, "10.9.8.7/24")
-        for name in ("arpanet.pex", "arpanet.pex.sha256"):
-            shutil.copy(pex.with_name(name), machine.root / "root")
-        install = "./arpanet/bootstrap.sh --start --url file:///root/arpanet.pex"
-
-        wrong = machine.enter(f"{install} --sha256 {64 * '0'}")
-        assert (wrong.returncode, "nothing was changed" in wrong.stdout) == (1, True)
-        assert machine.enter("command -v python3 dockerd arpanet").stdout == ""
-
-        machine.sh(install, within_s=300)
-        machine.sh(IMAGE)
-        assert machine.sh(HELLO) == "hi\n"
-        assert "ARPANET_IP" not in machine.sh("cat /etc/arpanet/arpanet.env")
-
-        before = machine.sh("cat /run/arpanet/*.pid")
-        machine.sh(install)
-        assert machine.sh("cat /run/arpanet/*.pid") == before, "the second run restarted something"
-
-        machine.sh("head -c 2000000 arpanet.pex >half.pex; sha256sum half.pex >half.pex.sha256")
-        half = machine.enter("./arpanet/bootstrap.sh --start --url ./half.pex")
-        assert (half.returncode, "nothing was replaced" in half.stdout) == (1, True)
-        assert machine.sh("docker -H tcp://10.9.8.7:8791 ps -aq") != ""
+@contextlib.contextmanager
+def web(machine: Machine, pex: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Serve bootstrap.sh and arpanet.pex on the machine's loopback; yield the directory."""
+    directory = machine.directory / "web"
+    directory.mkdir()
+    for path in (REPO / "bootstrap.sh", pex, pex.with_name("arpanet.pex.sha256")):
+        shutil.copy(path, directory)
+    enter = ["nsenter", "-t", str(machine.leader), "-n", "python3", "-m", "http.server"]
+    server = subprocess.Popen(
+        [*enter, "8000", "--bind", "127.0.0.1", "--directory", str(directory)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        fetch = f"wget -qO /dev/null {WEB}/bootstrap.sh"
+        wait_until("the web server", lambda: machine.enter(fetch).returncode == 0, 20)
+        yield directory
+    finally:
+        server.kill()
+        server.wait()
 
 
 def give_address(machine: Machine, address: str) -> None:
@@ -411,3 +378,196 @@ def give_address(machine: Machine, address: str) -> None:
     call(*ip, "link", "add", "eth0", "type", "bridge")
     call(*ip, "address", "add", address, "dev", "eth0")
     call(*ip, "link", "set", "eth0", "up")
+
+
+def changed_files(machine: Machine) -> dict[str, tuple[int, int]]:
+    """Return size and time of each file in which the machine differs from a bare Debian."""
+    found = [path for path in (machine.directory / "upper").rglob("*") if not path.is_dir()]
+    states = {str(path): path.lstat() for path in found}
+    kept = {p: s for p, s in states.items() if "/run/" not in p and "/var/log/" not in p}
+    return {path: (state.st_size, state.st_mtime_ns) for path, state in kept.items()}
+
+
+def pids(machine: Machine) -> list[str]:
+    """Return the process numbers of the services."""
+    return machine.sh(f"systemctl show --value -p MainPID {UNITS} docker").split()
+
+
+# ---- the tests ----------------------------------------------------------------------------------
+
+
+def readme_commands() -> list[str]:
+    """Return the commands of the README's section Install, as they stand."""
+    section = (REPO / "README.md").read_text().partition("\n## Install\n")[2].partition("\n## ")[0]
+    return [line.strip() for line in section.splitlines() if line.startswith("    ")]
+
+
+def test_the_readme_is_followed_word_by_word_on_a_fresh_debian(
+    debian: pathlib.Path, packages: pathlib.Path, pex: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with running(debian, tmp_path / "machine", boots=True) as machine, web(machine, pex):
+        give_packages(machine, packages)
+        give_address(machine, "192.168.8.120/24")
+        commands = [c for c in readme_commands() if "tests/run" not in c]
+        built = machine.sh(f"cd arpanet; {as_typed(commands[0])}", within_s=300)
+        assert commands[1] == built.splitlines()[-1].strip() == HELLO
+        machine.sh(IMAGE)
+        assert machine.sh(commands[1]) == "hi\n"
+        check_services(machine)
+
+        # the same source gives the same file, wherever it is built: nothing is new in the web
+        assert machine.sh("sha256sum </usr/local/bin/arpanet") == call(
+            "sh", "-c", f"sha256sum <{pex}"
+        )
+        before = pids(machine)
+        piped = next(c for c in commands if c.startswith("wget"))
+        machine.sh(as_typed(piped))
+        machine.sh(f"cd arpanet; {as_typed(commands[0])}")
+        assert pids(machine) == before, "the second run restarted something"
+
+        printed = [
+            machine.sh(f"cd arpanet; {as_typed(c)}") for c in commands[commands.index(piped) + 1 :]
+        ]
+        assert re.fullmatch(r"arpanet \d+\.\d+\.\d+\n", printed[0])
+        left = "ls -d /etc/arpanet /var/*/arpanet /usr/local/bin/arpanet 2>/dev/null"
+        assert machine.enter(left).stdout == ""
+        assert machine.sh("docker ps -aq").strip() != "", "uninstall took a container"
+
+
+def as_typed(command: str) -> str:
+    """Return a command of the README as it is typed in the machine, by root."""
+    return f'sudo() {{ env "$@"; }}; {command.replace(README_WEB, WEB)}'
+
+
+def check_services(machine: Machine) -> None:
+    """See that systemd is content with the services, and they with their few rights."""
+    assert machine.sh(f"systemctl is-enabled {UNITS}") == "enabled\nenabled\n"
+    assert machine.enter("systemctl is-active etcd").stdout == "inactive\n"
+    assert machine.sh("systemd-analyze verify arpanet-master.service arpanet-slave.service") == ""
+    settings = machine.sh("cat /etc/arpanet/arpanet.env")
+    assert "ARPANET_PEERS" not in settings, (
+        "a master whose data is lost would boot a second arpanet"
+    )
+    master, slave, _ = pids(machine)
+    for pid in (master, slave):
+        inside = f"nsenter -t {pid} -m sh -c 'echo >/usr/x || echo >/etc/x || echo >/root/x'"
+        refused = machine.enter(inside)
+        assert refused.returncode != 0, refused.stdout
+        assert refused.stdout.count("Read-only") + refused.stdout.count("denied") == 3
+    assert machine.sh(f"grep CapBnd /proc/{master}/status").split()[1] == f"{1 << 10:016x}"
+    machine.sh(f"kill -9 {slave}")
+
+    def is_back() -> bool:
+        return pids(machine)[1] not in ("0", slave) and (
+            machine.enter("systemctl is-active arpanet-slave").stdout == "active\n"
+        )
+
+    wait_until("systemd starts the slave again", is_back, 60)
+
+
+def test_what_is_refused_leaves_a_bare_debian_as_it_was(
+    debian: pathlib.Path, pex: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with running(debian, tmp_path / "machine", boots=False) as machine, web(machine, pex) as served:
+        give_address(machine, "10.9.8.7/24")
+        start = "master slave --peers boot"
+        script = (served / "bootstrap.sh").read_bytes()
+        cuts = [len(script) * part // 21 for part in range(1, 21)]
+        for size in cuts:
+            (machine.root / "root" / f"cut{size}").write_bytes(script[:size])
+        before = changed_files(machine)
+        for size in cuts:
+            machine.enter(f"ARPANET_URL={WEB}/ bash -s -- {start} <cut{size}")
+            assert changed_files(machine) == before, f"cut after {size} bytes it left something"
+        for command, told in {
+            f"{PIPED} {start} --sha256 {64 * '0'}": "nothing was changed",
+            f"{PIPED} {start} --url http://127.0.0.1:9/": "cannot fetch http://127.0.0.1:9/",
+            f"{PIPED} {start} --version 9.9.9": "cannot fetch",
+            f"wget -qO- {WEB}/bootstrap.sh | setpriv --reuid 65534 bash -s -- {start}": "needs root",
+        }.items():
+            done = machine.enter(command)
+            assert (done.returncode, told in done.stdout) == (1, True), f"{command}\n{done.stdout}"
+            assert changed_files(machine) == before, command
+        check_other_systems(machine, start)
+
+
+# knows all but etcd; then etcd too, but can fetch nothing
+DNF = """#!/bin/sh
+case "$1-$2-$3" in
+    -q-list-etcd) exec test -e /tmp/etcd;;
+    -q-list-docker-cli|-q-list-iptables-nft) exit 1;;
+    -q-list-*) exit 0;;
+    *) echo "$*"; exit 1;;
+esac
+"""
+
+
+def check_other_systems(machine: Machine, start: str) -> None:
+    """See what bootstrap.sh does on a Fedora, with a stand-in for dnf, and on a stranger."""
+    release = machine.root / "etc/os-release"
+    release.unlink()
+    release.write_text("ID=rocky\nID_LIKE='rhel centos fedora'\nVERSION_ID=10\n")
+    dnf = machine.root / "usr/local/bin/dnf"
+    dnf.write_text(DNF)
+    dnf.chmod(0o755)
+    assert "dnf does not know: etcd; install" in machine.enter(f"{PIPED} {start}").stdout
+    machine.sh("touch /tmp/etcd")
+    wanted = "-y -q install python3 moby-engine etcd iproute iptables ca-certificates"
+    assert wanted in machine.enter(f"{PIPED} {start}").stdout.splitlines()
+    release.write_text("ID=alpine\n")
+    told = machine.enter(f"{PIPED} {start}").stdout
+    assert "this is alpine; install what brings these, then run this again: python3 " in told
+    assert not (machine.root / "usr/local/bin/arpanet").exists()
+
+
+def test_a_machine_without_systemd_is_installed_from_the_web_and_upgraded(
+    debian: pathlib.Path, pex: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with running(debian, tmp_path / "machine", boots=False) as machine, web(machine, pex) as served:
+        give_address(machine, "10.9.8.7/24")
+        install = f"{PIPED} master slave --peers boot"
+        assert "nothing was changed" not in machine.sh(install, within_s=300)
+        machine.sh(IMAGE)
+        assert machine.sh(HELLO) == "hi\n"
+        assert "ARPANET_IP" not in machine.sh("cat /etc/arpanet/arpanet.env")
+
+        before = machine.sh("cat /run/arpanet/*.pid")
+        machine.sh(install)
+        assert machine.sh("cat /run/arpanet/*.pid") == before, "the second run restarted something"
+
+        machine.sh(
+            "head -c 2000000 /usr/local/bin/arpanet >half.pex; sha256sum half.pex >half.pex.sha256"
+        )
+        half = machine.enter("./arpanet/bootstrap.sh --start --url ./half.pex")
+        assert (half.returncode, "nothing was replaced" in half.stdout) == (1, True)
+        assert machine.sh("docker -H tcp://10.9.8.7:8791 ps -aq") != ""
+
+        machine.sh("echo '# mine' >>/etc/arpanet/arpanet.env")
+        upgrade(served, pex)
+        other = machine.enter(f"{install} --version 9.9.9 --url {WEB}/arpanet.pex")
+        assert (
+            "this is arpanet 0.0.0, and arpanet 9.9.9 is wanted; nothing was replaced"
+            in other.stdout
+        )
+        assert machine.sh("cat /run/arpanet/*.pid") == before
+        machine.sh(install)
+        assert machine.sh("arpanet --version") == "arpanet 0.0.0\n"
+        assert "# mine" in machine.sh("cat /etc/arpanet/arpanet.env")
+        status = machine.sh("arpanet master status --json")
+        assert status.count('"version": "0.0.0"') == 3, "master or slave still runs the old file"
+        assert machine.sh("docker -H tcp://10.9.8.7:8791 ps -aq") != ""
+
+
+def upgrade(served: pathlib.Path, pex: pathlib.Path) -> None:
+    """Put another version on the web server."""
+    build = served / "newer"
+    build.mkdir()
+    source = (REPO / "arpanet.py").read_text()
+    newer = re.sub("(?m)^__version__ = .*$", '__version__ = "0.0.0"', source)
+    (build / "arpanet.py").write_text(newer)
+    for name in ("requirements.txt", "build_zipapp.sh"):
+        shutil.copy(REPO / name, build)
+    tools = f"ARPANET_BUILD_DIR={pex.parents[1] / '.build'}"
+    call("env", "PYTHON=/usr/bin/python3", tools, build / "build_zipapp.sh", within_s=300)
+    for name in ("arpanet.pex", "arpanet.pex.sha256"):
+        shutil.copy(build / "dist" / name, served)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -101,8 +102,9 @@ def test_an_unknown_option_is_refused_in_one_sentence(script: str) -> None:
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        (["--role", "king"], "--role"),
-        (["--role"], "--role"),
+        (["king"], "king"),
+        (["--peers"], "--peers"),
+        (["--version", "../1"], "--version"),
         (["--start", "--peers", "h1; rm"], "--peers"),
         (["--ip", "h1"], "--ip"),
         (["--sha256", "XYZ"], "--sha256"),
@@ -128,7 +130,7 @@ def test_one_who_is_not_root_is_told_to_use_sudo(shell: str) -> None:
         user=NOBODY if os.getuid() == 0 else None,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    told = "this changes the machine and needs root: sudo ./bootstrap.sh"
+    told = "this changes the machine and needs root: sudo ./bootstrap.sh, or piped: ... | sudo bash"
     assert done.stderr == f"bootstrap.sh: {told}\n"
 
 
@@ -140,10 +142,40 @@ def test_what_is_no_checkout_needs_a_url(tmp_path: pathlib.Path) -> None:
 
 def test_a_dry_run_needs_no_root_and_says_what_would_be_done(tmp_path: pathlib.Path) -> None:
     (tmp_path / "arpanet.pex").write_text("")
-    options = ["--dry-run", "--role", "none", "--url", str(tmp_path / "arpanet.pex")]
+    options = ["--dry-run", "--url", str(tmp_path / "arpanet.pex")]
     done = run("sh", REPO / "bootstrap.sh", *options)
     assert done.returncode == 0, done.stderr
     assert "would write /usr/local/bin/arpanet\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "roles"),
+    [
+        ({}, [], ""),
+        ({}, ["master", "--peers", "boot"], "master"),
+        ({}, ["slave", "--masters", "192.0.2.1"], "slave"),
+        ({}, ["slave", "master", "--peers", "192.0.2.1"], "master slave"),
+        ({}, ["--start"], "master slave"),
+        ({"ARPANET_ROLE": "slave", "ARPANET_MASTERS": "192.0.2.1"}, [], "slave"),
+        ({"ARPANET_ROLE": "slave", "ARPANET_PEERS": "boot"}, ["master"], "master"),
+    ],
+)
+def test_the_roles_that_are_named_are_started(
+    variables: dict[str, str], words: list[str], roles: str
+) -> None:
+    place = {"ARPANET_URL": "https://files.example/", "ARPANET_VERSION": "0.2.0"}
+    done = subprocess.run(
+        ["sh", "-s", "--", "--dry-run", "--ip", "127.0.0.1", *words],
+        input=(REPO / "bootstrap.sh").read_text(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": os.environ["PATH"], **place, **variables},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "would fetch https://files.example/0.2.0/arpanet.pex and" in done.stdout
+    started = re.findall(r"would run: .*(?:/arpanet |restart arpanet-)(\w+)", done.stdout)
+    assert " ".join(started) == roles
 
 
 def write_stubs(directory: pathlib.Path, mark: pathlib.Path) -> pathlib.Path:
