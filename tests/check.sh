@@ -12,7 +12,7 @@ main() {
     check ruff format --check --quiet --diff --config tests/ruff.toml arpanet.py tests
     cd tests
     # each file by its name, and each directory apart: to mypy lab.py and lab/ are one module
-    check mypy --no-error-summary --config-file mypy.ini ../arpanet.py ./*.py unit/*.py
+    check mypy --no-error-summary --config-file mypy.ini ../arpanet.py ./*.py unit/*.py bench/*.py
     check mypy --no-error-summary --config-file mypy.ini ../arpanet.py ./*.py lab/*.py
     # shellcheck disable=SC2046
     check shellcheck $(list_scripts sh) $(list_scripts bash)
@@ -22,7 +22,7 @@ main() {
 
 # list_scripts SHELL: every file here and at the top whose first line asks for that shell.
 list_scripts() {
-    for file in ../*.sh ../.ci/* ./*; do
+    for file in ../*.sh ../.ci/* ./* bench/*; do
         if [ -f "$file" ] && head -n 1 "$file" | grep -q "^#!.*[/ ]$1\$"; then echo "$file"; fi
     done
 }
