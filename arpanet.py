@@ -851,6 +851,51 @@ class Body:
             pass  # trailers
 
 
+CHUNK_HEAD = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\n]*)?\r\n")
+CHUNK_HEAD_BYTES = 4096
+
+
+class ChunkScanner:
+    """Finds the end of a chunked body that is passed on as it is, framing and all."""
+
+    def __init__(self) -> None:
+        self.finished = False
+        self._skip = 0  # bytes of the chunk, and of the line break after it, that are to come
+        self._in_trailers = False
+        self._partial = b""  # a line whose end is to come
+
+    def feed(self, block: bytes) -> None:
+        """Take the next bytes. Raises ValueError when they are malformed or behind the end."""
+        if self._partial:
+            block, self._partial = self._partial + block, b""
+        position, end, self._skip = self._skip, len(block), 0
+        while position < end and not self._in_trailers:
+            head = CHUNK_HEAD.match(block, position)
+            if head is None:
+                self._keep(block[position:])
+                return
+            size = int(head[1], 16)
+            self._in_trailers = size == 0
+            position = head.end() + (size + 2 if size else 0)
+        if self._in_trailers:
+            self._read_trailers(block[position:])
+        else:
+            self._skip = position - end
+
+    def _read_trailers(self, rest: bytes) -> None:
+        while b"\n" in rest:
+            line, _, rest = rest.partition(b"\n")
+            self.finished = not line.strip()
+            if self.finished and rest:
+                raise ValueError("bytes after the end of a chunked body")
+        self._keep(rest)
+
+    def _keep(self, rest: bytes) -> None:
+        if len(rest) > CHUNK_HEAD_BYTES or (b"\n" in rest and not self._in_trailers):
+            raise ValueError("malformed chunk")
+        self._partial = rest
+
+
 def write_chunk(write: Callable[[bytes], Any], block: bytes) -> None:
     """Write one block of a chunked body."""
     write(b"%x\r\n%s\r\n" % (len(block), block))
@@ -3060,6 +3105,19 @@ class EngineReply:
             raise EngineDown(f"the answer of the engine on {self.host} broke off: {e!r}") from e
         if self.response.length:
             raise EngineDown(f"the answer of the engine on {self.host} broke off")
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield a chunked body with its framing, many chunks at a time. Raises as blocks() does."""
+        scanner = ChunkScanner()
+        try:
+            while not scanner.finished:
+                block = self.response.fp.read1(BLOCK_BYTES)
+                if not block:
+                    raise ValueError("the end is missing")
+                scanner.feed(block)
+                yield block
+        except (OSError, ValueError) as e:
+            raise EngineDown(f"the answer of the engine on {self.host} broke off: {e!r}") from e
 
     def read(self) -> bytes:
         """Return the whole body and close. Raises EngineDown."""
@@ -5953,6 +6011,10 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             self._hijack(reply, headers)
         elif self.command == "HEAD" or reply.status in (204, 304):
             self._send_head(reply.status, headers)
+        elif reply.response.chunked and not changed and self.request_version != "HTTP/1.0":
+            self._send_head(reply.status, [*headers, ("Transfer-Encoding", "chunked")])
+            for block in reply.chunks():
+                self.wfile.write(block)
         elif length is None or changed:
             self._send_blocks(reply.status, headers, changed or reply.blocks())
         else:

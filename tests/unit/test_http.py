@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import email.message
 import io
+import itertools
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from builders import container, view
+from builders import container, host, view
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -172,6 +173,54 @@ def test_what_is_written_in_chunks_is_read_again(blocks: list[bytes]) -> None:
     assert body(stream.getvalue(), CHUNKED).read() == b"".join(blocks)
 
 
+# ---- ChunkScanner
+
+
+def scan(blocks: Iterable[bytes]) -> arpanet.ChunkScanner:
+    """Return a scanner that was fed with these, and was at the end after the last one alone."""
+    scanner = arpanet.ChunkScanner()
+    for block in blocks:
+        assert not scanner.finished
+        scanner.feed(block)
+    return scanner
+
+
+def framed(chunks: list[bytes], extension: bytes, trailers: list[bytes]) -> bytes:
+    heads = [b"%x%s\r\n%s\r\n" % (len(chunk), extension, chunk) for chunk in chunks]
+    return b"".join([*heads, b"0%s\r\n" % extension, *[t + b"\r\n" for t in trailers], b"\r\n"])
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), max_size=5),
+    st.sampled_from([b"", b"; name=value", b' ;a="0"']),
+    st.lists(st.sampled_from([b"Trailer: x", b"0: 0"]), max_size=2),
+    st.data(),
+)
+def test_the_end_of_a_chunked_body_is_found_wherever_it_is_split(
+    chunks: list[bytes], extension: bytes, trailers: list[bytes], data: st.DataObject
+) -> None:
+    text = framed(chunks, extension, trailers)
+    for cut in range(1, len(text)):
+        assert scan([text[:cut], text[cut:]]).finished
+        assert not scan([text[:cut]]).finished
+    assert scan(bytes([byte]) for byte in text).finished
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1))))
+    assert scan(text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])).finished
+
+
+MALFORMED = [
+    b"\r\n", b"g\r\n", b"-1\r\n", b"0x1\r\n", b"1_0\r\n", b"f" * 16 + b"\r\n", b"1\nx\r\n",
+    b"1\r\nxy\r\n0\r\n\r\n", b"1" * 5000, b"1;" + b"x" * 5000, b"0\r\n" + b"x" * 5000,
+    b"0\r\n\r\nHTTP/1.1 200 OK\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_chunks_that_are_malformed_are_refused(text: bytes) -> None:
+    with pytest.raises(ValueError, match="chunk"):
+        scan([text])
+
+
 # ---- send_request, http_json
 
 
@@ -256,6 +305,26 @@ def test_a_server_that_is_not_there() -> None:
 
 
 # ---- ApiConnection
+
+
+@contextlib.contextmanager
+def engine_that_says(answer: bytes) -> Iterator[arpanet.Host]:
+    """Yield a host whose agent leads to an engine that gives one client that answer, and goes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                client.recv(65536)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = HostPort(*listener.getsockname())
+        yield host("h1")._replace(ip=address.host, agent_port=address.port)
+        thread.join()
 
 
 class FakeMesh:
@@ -358,6 +427,47 @@ def test_ping(api: Api) -> None:
     assert (answer.status, answer.body) == (200, b"OK")
     assert answer.headers["Api-Version"] == "1.41"
     assert answer.headers["Ostype"] == "linux"
+
+
+CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+STREAMS = [
+    (b"5;x=y\r\nhello\r\n1\r\n!\r\n0\r\nTrailer: x\r\n\r\n", True),
+    (b"", False),
+    (b"5\r\nhel", False),
+    (b"5\r\nhello\r\n", False),
+    (b"5\r\nhello\r\n0\r\n", False),
+]
+
+
+@pytest.mark.parametrize(("stream", "whole"), STREAMS)
+def test_a_chunked_answer_is_passed_on_as_it_is_and_broken_off_as_it_was(
+    api: Api, stream: bytes, whole: bool
+) -> None:
+    with engine_that_says(CHUNKED_HEAD + stream) as far:
+        api.node.view = view(container("web", "h1"), hosts=[far])
+        with contextlib.closing(arpanet.dial(api.address)) as sock:
+            sock.settimeout(10)
+            sock.sendall(request("GET /containers/web/logs?stdout=1"))
+            said = b""
+            while not said.endswith(stream) or b"\r\n\r\n" not in said:
+                said += sock.recv(65536)
+            if whole:
+                sock.sendall(request("GET /_ping"))
+                assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\nApi-Version")
+            else:
+                assert sock.recv(65536) == b""
+    head, _, passed = said.partition(b"\r\n\r\n")
+    assert b"\r\nTransfer-Encoding: chunked" in head
+    assert passed == stream
+
+
+def test_a_client_of_http_1_0_gets_a_chunked_answer_without_the_chunks(api: Api) -> None:
+    with engine_that_says(CHUNKED_HEAD + STREAMS[0][0]) as far:
+        api.node.view = view(container("web", "h1"), hosts=[far])
+        with contextlib.closing(arpanet.dial(api.address)) as sock:
+            sock.sendall(request("GET /containers/web/logs", version="HTTP/1.0"))
+            with sock.makefile("rb") as file:
+                assert file.read().partition(b"\r\n\r\n")[2] == b"hello!"
 
 
 def test_head_has_the_head_of_get_and_no_body(api: Api) -> None:
