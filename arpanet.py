@@ -682,6 +682,11 @@ def tune_socket(sock: socket.socket) -> None:
     if sock.family == socket.AF_UNIX:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    keep_alive(sock)
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Notice a dead far end after about half a minute."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
@@ -3414,6 +3419,7 @@ SPLICES_PER_TURN = 4  # then the other connections have their turn
 ACCEPTS_PER_TURN = 16
 EVENTS_PER_TURN = 256
 
+STREAM = int(socket.SOCK_STREAM)  # not the enum: it costs as much as a small system call
 AGENT_OK = b"HTTP/1.1 200 OK\r\n\r\n"
 READABLE = select.EPOLLIN | select.EPOLLRDHUP
 WRITABLE, BROKEN = select.EPOLLOUT, select.EPOLLERR
@@ -3542,6 +3548,7 @@ class LinkListener(socketserver.TCPServer):
 
     def __init__(self, address: Address, accepted: OnAccept, *, speaks_first: bool = False) -> None:
         self.accepted, self.speaks_first, self.counters = accepted, speaks_first, LinkCounters()
+        self.address = address
         super().__init__(address, socketserver.BaseRequestHandler)  # type: ignore[arg-type]
 
     def server_bind(self) -> None:
@@ -3585,23 +3592,26 @@ class UnixListener(LinkListener):
 class Acceptor(Watcher):
     """Accepts in bursts for one listener; without descriptors it looks away for a tick."""
 
-    __slots__ = ("pump", "listener", "fd", "resting")
+    __slots__ = ("pump", "listener", "family", "fd", "resting")
 
     def __init__(self, pump: Pump, listener: LinkListener) -> None:
         self.pump, self.listener, self.fd = pump, listener, listener.fileno()
+        self.family = int(listener.address_family)
         self.resting = False  # since the last time that accept worked
 
     def event(self, _events: int) -> None:
         """Accept what has queued up, and let the listener decide about each."""
+        accept = self.listener.socket._accept  # type: ignore[attr-defined] # accept() less its enums
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                sock, peer = self.listener.get_request()
+                fd, peer = accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 self._rest(error)
                 return
             self.resting = False
+            sock = socket.socket(self.family, STREAM, 0, fd)
             sock.setblocking(False)
             self.listener.process_request(sock, peer)
 
@@ -3668,9 +3678,10 @@ class Half(Watcher):
     def begin(self, early: bytes, flags: int = 0) -> None:
         """Send what was read before there was a sink. Raises OSError."""
         if early:
-            self.left = early
-            with contextlib.suppress(BlockingIOError):
+            try:
                 self.left = early[self.sink.send(early, flags) :]
+            except BlockingIOError:
+                self.left = early
             self.stalled = bool(self.left)
 
     def move(self) -> None:
@@ -3876,6 +3887,12 @@ class AgentAnswer(Watcher):
 class Dial(Watcher):
     """A near socket that waits for its target to be reached."""
 
+    __slots__ = (
+        "pump", "near", "targets", "counters", "answer", "early", "on_refusal", "far",
+        "connection", "watched", "failed", "target",
+    )  # fmt: skip
+    target: Target
+
     def __init__(
         self, pump: Pump, near: socket.socket, targets: Iterable[Target], answer: bytes,
         early: bytes, counters: LinkCounters, on_refusal: OnRefusal,
@@ -3902,13 +3919,11 @@ class Dial(Watcher):
         self.target = target
         unix = isinstance(target.address, str)
         try:
-            self.far = socket.socket(
-                socket.AF_UNIX if unix else socket.AF_INET,
-                socket.SOCK_STREAM | socket.SOCK_NONBLOCK,
-            )
+            family = socket.AF_UNIX if unix else socket.AF_INET
+            self.far = socket.socket(family, STREAM | socket.SOCK_NONBLOCK)
             if not unix:
-                tune_socket(self.far)
-            self.pump.due[self] = time.monotonic() + CONNECT_S
+                self.far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.pump.untuned.append(self.far)
             error = self.far.connect_ex(target.address)
         except OSError as failure:
             self._dial_next(str(failure))
@@ -3926,11 +3941,13 @@ class Dial(Watcher):
         if error in (0, errno.EISCONN):
             self._connected(far)
         elif error == errno.EAGAIN:  # the queue of a unix listener is full: nothing to wait on
+            self.pump.due.setdefault(self, time.monotonic() + CONNECT_S)
             self.pump.next_tick.append(functools.partial(self._try_again, far))
         elif error not in (errno.EINPROGRESS, errno.EALREADY):
             self._dial_next(os.strerror(error))
         elif not self.watched:
             self.watched = True
+            self.pump.due[self] = time.monotonic() + CONNECT_S
             self.pump.watchers[far.fileno()] = self
             self.pump.epoll.register(far.fileno(), WRITABLE)
 
@@ -4128,6 +4145,7 @@ class Pump:
         self.watchers: dict[int, Watcher] = {self._mailbox.fd: self._mailbox}
         self.due: dict[Watcher, float] = {}  # deadlines
         self.next_tick: list[Callable[[], None]] = []
+        self.untuned: list[socket.socket] = []  # most connections end before it matters to them
         self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)
         self.epoll.register(self._mailbox.fd, select.EPOLLIN)
@@ -4284,6 +4302,9 @@ class Pump:
             run_guarded(call)
         while len(self._pipes) > SPARE_PIPES:
             self._pipes.pop().close()
+        while self.untuned:
+            with contextlib.suppress(OSError):  # closed already
+                keep_alive(self.untuned.pop())
         self._close_buried()
 
     def _end(self) -> None:
@@ -7318,7 +7339,8 @@ class LinkKeeper:
 
     def _accepted(self, sock: socket.socket, peer: Any, listener: LinkListener) -> None:
         """Decide on a new connection. Thread: pump."""
-        address = HostPort(*listener.socket.getsockname())
+        address = listener.address
+        assert isinstance(address, HostPort)
         target = self._table.listeners.get(address, "")
         if (peer[0], target) in self._table.allowed:
             self._forward(sock, address, target)

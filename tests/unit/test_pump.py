@@ -623,6 +623,23 @@ def test_a_listener_hands_its_options_on(pump: Pump, keep: contextlib.ExitStack)
     assert listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) > 0
 
 
+def test_a_dialled_connection_notices_a_dead_far_end(
+    pump: Pump, keep: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "TICK_S", 0.02)
+    client = connect_to(keep, link_to(pump, Target(server_of(keep, echo))))
+    client.sendall(b"x")
+    assert client.recv(1) == b"x"
+    [half] = [w for w in pump.watchers.values() if isinstance(w, links.Half)][:1]
+
+    def option(level: int, name: int) -> int:
+        return half.connection.far.getsockopt(level, name)
+
+    assert option(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    until("it is kept alive", lambda: option(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+    assert option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
+
+
 def test_a_target_that_never_connects_is_given_up(
     pump: Pump, keep: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
