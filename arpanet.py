@@ -52,6 +52,7 @@ import platform
 import queue
 import random
 import re
+import resource
 import secrets
 import select
 import shutil
@@ -8144,6 +8145,12 @@ class Herald:
             self._fd = None
 
 
+def raise_file_limit() -> None:
+    """Take as many descriptors as root may have: each linked connection needs two of them."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def run_daemon(
     make: Callable[[threading.Event, Say], Daemon], role: str, settings: Settings, herald: Herald
 ) -> int:
@@ -8157,6 +8164,7 @@ def run_daemon(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_stop)
+    raise_file_limit()
     daemon = None
     try:
         lock = take_lock(lock_path(settings, role))

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import until
 
 import arpanet
 from arpanet import SETTINGS, build_parser, main
@@ -210,6 +212,20 @@ def test_what_holds_the_lock_runs_whatever_the_file_says(tmp_path: Path) -> None
         arpanet.take_lock(path)
     os.close(lock)
     assert arpanet.lock_holder(path) == 0
+
+
+def test_a_daemon_may_open_as_many_files_as_its_user_may_have(tmp_path: Path) -> None:
+    start = [sys.executable, arpanet.__file__, "client", "start", "--foreground"]
+    words = ["sh", "-c", 'ulimit -Sn 99; exec "$@"', "sh", *start, "--masters", "127.0.0.1"]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    lock = str(tmp_path / "run_dir" / "client.pid")
+    try:
+        until("it runs", lambda: arpanet.lock_holder(lock) == process.pid)
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        assert soft == hard
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def test_a_table_is_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
