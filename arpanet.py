@@ -2,7 +2,8 @@
 """arpanet: many Docker hosts, one Docker API.
 
 Floor plan (a section uses only the sections before it):
-    Errors, Settings, Helpers, Model, Mesh, Engine, Node, Links, API, Member, Supervisors, CLI
+    Errors, Settings, Helpers, Model, Mesh, Engine, Node, Links, API, Member, Doctor,
+    Supervisors, CLI
 
 Threads (name, what it owns, what ends it):
     main         signals, etcd, the order of starting and stopping; a signal
@@ -43,6 +44,7 @@ import heapq
 import http.client
 import http.server
 import importlib
+import io
 import ipaddress
 import itertools
 import json
@@ -3324,6 +3326,8 @@ class Node:
         self.making = Making()
         self.presence: Lease | None = None
         self.report: Callable[[], dict[str, Any]] = dict
+        self.facts: Callable[[], dict[str, Any]] = dict
+        self.host_facts: Callable[[], dict[str, Any]] = dict
         self._moved = threading.Condition()  # guards the replacement of view, for waiters
 
     def lease_id(self) -> int:
@@ -5694,6 +5698,14 @@ def get_status(call: Call) -> Reply:
     return json_reply(call.node.report())
 
 
+def get_facts(call: Call) -> Reply:
+    return json_reply(call.node.facts())
+
+
+def get_host_facts(call: Call) -> Reply:
+    return json_reply(call.node.host_facts())
+
+
 class Route(NamedTuple):
     """One line of the API: verbs between |, path with {names}.
 
@@ -5721,6 +5733,8 @@ ROUTES = (
     Route("GET", "/info", get_info, "merged"),
     Route("GET", "/events", get_events, "merged"),
     Route("GET", "/arpanet/status", get_status, "answered"),
+    Route("GET", "/arpanet/doctor", get_facts, "answered"),
+    Route("GET", "/arpanet/doctor/hosts", get_host_facts, "answered"),
     Route("GET", "/containers/json", get_containers, "answered"),
     Route("POST", "/containers/create", create_container, "placed"),
     Route("POST", "/containers/prune", prune, "on all"),
@@ -7015,6 +7029,286 @@ def write_state(path: Path, state: MemberState) -> None:
         os.close(directory)
 
 
+# ==== Doctor =================================================================
+# What arpanet doctor looks at. Masters and slaves tell facts of themselves; the
+# checks are pure, each a list of faults or one sentence that all is well.
+
+DIAL_S = 2.0
+LEAST_FREE_BYTES = 500_000_000
+MOST_SKEW_S = 3.0
+
+
+class Finding(NamedTuple):
+    """One line of arpanet doctor."""
+
+    well: bool
+    text: str
+    cure: str = ""
+
+
+class Doubts(NamedTuple):
+    """What the machine where doctor is typed is for, and what hinders it."""
+
+    running: Mapping[str, int]  # role: process
+    idle: tuple[str, ...]  # roles that this machine has, and that do not run
+    faults: tuple[str, ...]  # what a start would be told
+
+
+Facts = Mapping[str, Any]  # what a member says of itself; {"error": why} when it does not answer
+
+
+def dial_all(addresses: Iterable[HostPort], timeout_s: float = DIAL_S) -> dict[HostPort, str]:
+    """Return why each address accepts no connection, "" if it does; all are tried at once."""
+    found = {address: "timed out" for address in addresses}
+    waiting: dict[int, tuple[socket.socket, HostPort]] = {}
+    poll = select.poll()
+    with contextlib.ExitStack() as stack:
+        for address in found:
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            error = sock.connect_ex(address)
+            if error in (0, errno.EINPROGRESS):
+                waiting[sock.fileno()] = sock, address
+                poll.register(sock, select.POLLOUT)
+            else:
+                found[address] = os.strerror(error)
+        deadline = time.monotonic() + timeout_s
+        while waiting and (left_s := deadline - time.monotonic()) > 0:
+            for fd, _ in poll.poll(left_s * 1000):
+                poll.unregister(fd)
+                sock, address = waiting.pop(fd)
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                found[address] = os.strerror(error) if error else ""
+    return found
+
+
+def list_doors(view: View, settings: Settings, role: str) -> dict[HostPort, str]:
+    """Return where a master or slave must get in at the living members, and what is there."""
+    etcd_ports = [settings.etcd_port, *([settings.etcd_peer_port] if role == "master" else [])]
+    doors = {
+        HostPort(m.ip, port): f"etcd of master {m.name}"
+        for m in view.masters.values()
+        for port in etcd_ports
+    }
+    return doors | {h.agent: f"the slave of {h.name}" for h in view.living_hosts()}
+
+
+def own_facts(view: View, settings: Settings, role: str) -> dict[str, Any]:
+    """Return what a master or slave says of itself to doctor. Blocks for DIAL_S at most."""
+    doors = list_doors(view, settings, role)
+    shut = {f"{doors[a]} ({a})": why for a, why in dial_all(doors).items() if why}
+    return {
+        "version": __version__,
+        "shut": shut,
+        "free_bytes": shutil.disk_usage(settings.state_dir).free,
+        "state_dir": settings.state_dir,
+        "link_subnet": settings.link_subnet,
+        "clock_s": utc_now().timestamp(),
+    }
+
+
+def ask_facts(address: HostPort, path: str, timeout_s: float = 3 * DIAL_S) -> dict[str, Any]:
+    """Return a member's facts, with how far its clock is ahead of ours. Raises as http_json()."""
+    facts = http_json(address, "GET", path, timeout_s)
+    if not isinstance(facts, dict) or "clock_s" not in facts:
+        raise OSError(f"{address} is no member of an arpanet of this version")
+    return {**facts, "skew_s": facts["clock_s"] - utc_now().timestamp()}
+
+
+def ask_host_facts(view: View) -> dict[str, Facts]:
+    """Return the facts of each living host, or why it does not answer."""
+    asked = {h.name: functools.partial(ask_facts, h.agent, "/doctor") for h in view.living_hosts()}
+    return {name: facts_or_error(answer) for name, answer in gather(asked).items()}
+
+
+def facts_or_error(answer: Any) -> Facts:
+    """Return the facts that gather() got, or those of a member that does not answer."""
+    if isinstance(answer, OSError):
+        return {"error": find_reason(answer)}
+    return {"error": str(answer)} if isinstance(answer, Exception) else answer
+
+
+def ask_engine(path: str) -> str:
+    """Return why this machine's engine does not answer, "" if it does."""
+    try:
+        http_json(path, "GET", "/version", DIAL_S)
+    except (OSError, ArpanetError) as e:
+        return f"no Docker Engine answers at {path}: {e}"
+    return ""
+
+
+def find_clashes(view: View) -> dict[str, list[str]]:
+    """Return each container name that is on several hosts, with these hosts."""
+    where = collections.defaultdict(list)
+    for container in view.containers.values():
+        where[container.name].append(container.host)
+    return {name: sorted(hosts) for name, hosts in sorted(where.items()) if len(hosts) > 1}
+
+
+def verdict(faults: Iterable[Finding], well: str) -> list[Finding]:
+    """Return the faults, or that all is well."""
+    return list(faults) or [Finding(True, well)]
+
+
+def check_here(here: Doubts) -> list[Finding]:
+    """Judge the machine where doctor is typed."""
+    runs = [f"the {role} runs as process {pid}" for role, pid in here.running.items()]
+    well = f"on this machine {' and '.join(runs) or 'no master and no slave is to run'}"
+    faults = [
+        Finding(
+            False,
+            f"the {role} of this machine does not run",
+            f"start it: systemctl start arpanet-{role}, or: arpanet {role} start",
+        )
+        for role in here.idle
+    ]
+    return verdict([*faults, *(Finding(False, fault) for fault in here.faults)], well)
+
+
+def check_masters(masters: Sequence[Facts]) -> list[Finding]:
+    """Judge the rows of master status: who answers, and whether that is a majority."""
+    masters = sorted(masters, key=lambda m: str(m["name"]))
+    voters = [m for m in masters if not m["learner"]]
+    well = [m["name"] for m in voters if m["answers"]]
+    faults = [
+        Finding(
+            False, f"master {m['name'] or '?'} ({m['ip']}) is down", "on it: arpanet master start"
+        )
+        for m in masters
+        if not m["answers"]
+    ]
+    if len(well) * 2 <= len(voters):
+        told = f"{len(well)} of {len(voters)} masters answer: no majority, nothing can be changed"
+        faults.insert(0, Finding(False, told, "start those that are down"))
+    return verdict(faults, f"{len(well)} of {len(voters)} masters answer: {', '.join(well)}")
+
+
+def check_hosts(hosts: Sequence[Facts]) -> list[Finding]:
+    """Judge the rows of hosts in master status."""
+    if not hosts:
+        return [Finding(False, "there is no Docker host", "on each one: arpanet slave start")]
+    faults = [
+        Finding(False, f"host {h['name']} ({h['ip']}) is down", "on it: arpanet slave start")
+        for h in hosts
+        if not h["alive"]
+    ]
+    return verdict(faults, f"{len(hosts)} hosts are up: {', '.join(h['name'] for h in hosts)}")
+
+
+def check_reach(facts: Mapping[str, Facts]) -> list[Finding]:
+    """Judge who reaches whom."""
+    cure = "look for a firewall between them"
+    silent = [
+        Finding(False, f"{who} does not answer: {f['error']}", cure)
+        for who, f in facts.items()
+        if "error" in f
+    ]
+    shut = [
+        Finding(False, f"{who} does not reach {door}: {why}", cure)
+        for who, f in facts.items()
+        for door, why in f.get("shut", {}).items()
+    ]
+    return verdict([*silent, *shut], "all masters and slaves reach each other")
+
+
+def check_same(facts: Mapping[str, Facts], field: str, what: str, cure: str) -> list[Finding]:
+    """Judge a fact that must be the same everywhere."""
+    who = collections.defaultdict(list)
+    for name, one in facts.items():
+        if field in one:
+            who[one[field]].append(name)
+    if len(who) < 2:
+        return [Finding(True, f"{what} is {value} everywhere") for value in who]
+    told = "; ".join(f"{value} on {', '.join(names)}" for value, names in sorted(who.items()))
+    return [Finding(False, f"{what} differs: {told}", cure)]
+
+
+def check_clocks(facts: Mapping[str, Facts]) -> list[Finding]:
+    """Judge the clocks by the one in the middle: times of events and logs are compared."""
+    skews = {who: f["skew_s"] for who, f in facts.items() if "skew_s" in f}
+    middle = sorted(skews.values())[len(skews) // 2] if skews else 0.0
+    faults = [
+        Finding(
+            False,
+            f"the clock of {who} is {abs(skew - middle):.0f} s "
+            f"{'ahead of' if skew > middle else 'behind'} the others",
+            "on it: timedatectl set-ntp true",
+        )
+        for who, skew in skews.items()
+        if abs(skew - middle) > MOST_SKEW_S
+    ]
+    return verdict(faults, "the clocks agree")
+
+
+def check_disks(facts: Mapping[str, Facts]) -> list[Finding]:
+    """Judge the room for what is kept: etcd stops on a full disk."""
+    free = {who: f["free_bytes"] for who, f in facts.items() if "free_bytes" in f}
+    faults = [
+        Finding(
+            False, f"{who} has {bytes_ // 10**6} MB free in {facts[who]['state_dir']}", "make room"
+        )
+        for who, bytes_ in free.items()
+        if bytes_ < LEAST_FREE_BYTES
+    ]
+    least = min(free.values(), default=0) // 10**9
+    return verdict(faults, f"there is room on the disks: {least} GB or more")
+
+
+def check_complaints(facts: Mapping[str, Facts]) -> list[Finding]:
+    """Judge what slaves say of their engines, and of their route for links."""
+    faults = [
+        Finding(False, f"{who}: {f[field]}", cure)
+        for field, cure in COMPLAINTS.items()
+        for who, f in facts.items()
+        if f.get(field)
+    ]
+    return verdict(faults, "the engines answer, and the links' network is routed")
+
+
+COMPLAINTS = {
+    "engine": "on it: systemctl start docker",
+    "route": "on it: arpanet slave stop; arpanet slave start",
+}
+
+
+def check_names(clashes: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Judge the names of containers: one that was made without arpanet may be there twice."""
+    faults = [
+        Finding(
+            False,
+            f"the name {name} is on {', '.join(hosts)}",
+            f"remove or rename one: docker rename {name}@{hosts[-1]} NEWNAME",
+        )
+        for name, hosts in clashes.items()
+    ]
+    return verdict(faults, "no container's name is there twice")
+
+
+def check_slaves(facts: Mapping[str, Facts]) -> list[Finding]:
+    """Judge what can be said without a master."""
+    return [*check_reach(facts), *check_complaints(facts)]
+
+
+def check_network(report: Facts, facts: Mapping[str, Facts]) -> list[Finding]:
+    """Judge an arpanet by a master's report and by what each member says."""
+    return [
+        *check_masters(report["masters"]),
+        *check_hosts(report["hosts"]),
+        *check_reach(facts),
+        *check_same(
+            {**facts, "this command": {"version": __version__}},
+            "version",
+            "the version of arpanet",
+            "install the newest one on all",
+        ),
+        *check_same(facts, "link_subnet", "the links' network", "set ARPANET_LINK_SUBNET alike"),
+        *check_complaints(facts),
+        *check_clocks(facts),
+        *check_disks(facts),
+        *check_names(report["clashes"]),
+    ]
+
+
 # ==== Supervisors ============================================================
 # What a daemon does while it runs. A Slave is the truth's scribe for one host: it
 # alone writes containers/HOST. A Master keeps etcd, its lease, and the Docker API.
@@ -7517,6 +7811,17 @@ def route_subnet(subnet: str) -> None:
         raise Usage(f"cannot route the links' network {subnet} to this machine: {complaint}")
 
 
+def find_route_fault(subnet: str) -> str:
+    """Return why an address of the links' network is not this machine's own, "" if it is."""
+    address = str(ipaddress.ip_network(subnet)[1])
+    done = subprocess.run(
+        ["ip", "route", "get", address], capture_output=True, text=True, check=False
+    )
+    if done.stdout.startswith("local "):
+        return ""
+    return f"{address} does not lead here: {' '.join((done.stdout + done.stderr).split())}"
+
+
 class Agent:
     """Serves members of this arpanet on the agent's port: tunnels, publishing, status."""
 
@@ -7598,6 +7903,8 @@ class Agent:
             return {"revision": self._slave.publish(match[1], int(revision))}
         if verb == "GET" and path == "/status":
             return self._slave.report()
+        if verb == "GET" and path == "/doctor":
+            return self._slave.facts()
         raise NotFound("this is an arpanet agent; the Docker API is on the masters")
 
 
@@ -7683,6 +7990,14 @@ class Slave:
             "running": sum(c.running for c in here),
             "links": self.links.counters(),
         }
+
+    def facts(self) -> dict[str, Any]:
+        """Return what doctor wants to know of this slave. Thread: agent-N."""
+        complaints = {
+            "engine": ask_engine(self.settings.docker_host),
+            "route": find_route_fault(self.settings.link_subnet),
+        }
+        return {**complaints, **own_facts(self.node.view, self.settings, "slave")}
 
     def _register(self) -> None:
         """Put this host on the network. Raises Conflict when another machine has its name."""
@@ -7948,6 +8263,8 @@ class Master:
         self.node = Node(settings, open_mesh(settings, (settings.ip,), self._stop), self._stop)
         self._ending.callback(self.node.mesh.close)
         self.node.report = self.report
+        self.node.facts = self.facts
+        self.node.host_facts = lambda: ask_host_facts(self.node.view)
         self.node.follow()
         self._register()
         self.pump.start()
@@ -8028,6 +8345,12 @@ class Master:
             for _, h in sorted(view.hosts.items())
         ]
         return {"version": __version__, "masters": masters, "hosts": hosts}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what doctor wants to know of this master. Thread: api-N."""
+        clashes = find_clashes(self.node.view)
+        own = own_facts(self.node.view, self.settings, "master")
+        return {**self.report(), "clashes": clashes, **own}
 
     def _register(self) -> None:
         """Show this master to the others. Raises Conflict when another machine has its name."""
@@ -8440,6 +8763,141 @@ def show_client(settings: Settings, as_json: bool) -> int:
     return 0
 
 
+def print_findings(findings: Sequence[Finding], as_json: bool, colour: bool) -> int:
+    """Print what doctor has found; return 0 when all is well."""
+    well = all(f.well for f in findings)
+    if as_json:
+        rows = [f._asdict() for f in findings]
+        print_line(json.dumps({"well": well, "findings": rows}, indent=2))
+        return 0 if well else 1
+    for f in findings:
+        mark = "✓" if f.well else "✗"
+        if colour:
+            mark = f"\33[{32 if f.well else 31}m{mark}\33[0m"
+        print_line(f"{mark} {f.text}{f'; {f.cure}' if f.cure else ''}")
+    return 0 if well else 1
+
+
+def wants_colour(environment: Mapping[str, str]) -> bool:
+    """Return whether a person looks on who has not said no. Source: no-color.org."""
+    plain = environment.get("NO_COLOR") or environment.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
+
+
+def run_doctor(settings: Settings) -> list[Finding]:
+    """Return what a person would find who looks for the fault."""
+    file = read_env_file()
+    with contextlib.suppress(Usage):  # check_start() tells it, where a slave is to run
+        slave = read_settings({}, {}, file, settings.hostname, "slave")
+        settings = dataclasses.replace(
+            settings, agent_port=slave.agent_port, docker_host=slave.docker_host
+        )
+    with contextlib.suppress(Usage):  # the same
+        settings = dataclasses.replace(settings, ip=choose_ip(settings.ip, local_addresses()))
+    masters = ask_masters(settings)
+    reports = {who: answer for who, answer in masters.items() if "masters" in answer}
+    report = next(iter(reports.values()), None)
+    doubts = look_here(settings, report)
+    found = check_here(doubts)
+    slaves = ask_slaves(settings, reports, "slave" in doubts.running)
+    if report is None:
+        silent = "; ".join(f"{who}: {f['error']}" for who, f in masters.items())
+        cure = "start one: arpanet master start, or say where they are: ARPANET_MASTERS=IP,IP"
+        found.append(Finding(False, f"no master answers ({silent})", cure))
+        return [*found, *(f for f in check_slaves(slaves) if not f.well)]
+    facts = {f"master {who}": answer for who, answer in masters.items()} | slaves
+    return [*found, *check_network(report, facts)]
+
+
+def ask_masters(settings: Settings) -> dict[str, Facts]:
+    """Return the facts of each master, those that are down left out; by name, else address."""
+    try:
+        asked = known_masters(settings)
+    except Usage:
+        asked = ("127.0.0.1",)
+    answers = ask_masters_at(settings, asked)
+    rows = [row for a in answers.values() for row in a.get("masters", ())]
+    names = {row["ip"]: row["name"] for row in rows if row["answers"]}
+    answers |= ask_masters_at(settings, names.keys() - answers.keys())
+    if names:  # who is no member any more is not missed
+        answers = {ip: answer for ip, answer in answers.items() if ip in names}
+    return {names.get(ip) or ip: answer for ip, answer in sorted(answers.items())}
+
+
+def ask_masters_at(settings: Settings, ips: Iterable[str]) -> dict[str, Facts]:
+    """Return the facts of the masters at some addresses, or why they do not answer."""
+    path = "/arpanet/doctor"
+    calls = {ip: functools.partial(ask_facts, HostPort(ip, settings.api_port), path) for ip in ips}
+    return {ip: facts_or_error(answer) for ip, answer in gather(calls).items()}
+
+
+def ask_slaves(settings: Settings, reports: Mapping[str, Facts], here: bool) -> dict[str, Facts]:
+    """Return the facts of each slave, from the first master that gets them; else our own slave's.
+
+    reports: of masters, by name. here: whether this machine's slave runs.
+    """
+    found: dict[str, Facts] = {}
+    for name, report in reports.items():
+        ip = next(row["ip"] for row in report["masters"] if row["name"] == name)
+        path, wait_s = "/arpanet/doctor/hosts", 5 * DIAL_S
+        answer: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ArpanetError):  # the next one may answer
+            answer = http_json(HostPort(ip, settings.api_port), "GET", path, wait_s)
+        for host, facts in answer.items():
+            if "skew_s" in facts:
+                facts["skew_s"] += report["skew_s"]
+            if "error" in found.get(host, {"error": ""}):
+                found[host] = facts
+        if answer and not any("error" in facts for facts in found.values()):
+            break
+    if not reports and here:
+        agent = HostPort(settings.ip, settings.agent_port)
+        own = gather({settings.hostname: functools.partial(ask_facts, agent, "/doctor")})
+        found = {name: facts_or_error(answer) for name, answer in own.items()}
+    return {f"slave {name}": facts for name, facts in found.items()}
+
+
+def look_here(settings: Settings, report: Facts | None) -> Doubts:
+    """Look at the roles of this machine, and at what would hinder those that do not run."""
+    running = {role: lock_holder(lock_path(settings, role)) for role in ("master", "slave")}
+    hosts = [row["name"] for row in report["hosts"]] if report else []
+    has_role = {
+        "master": os.path.exists(os.path.join(settings.state_dir, "etcd", "member")),
+        "slave": settings.hostname in hosts,
+    }
+    idle = tuple(
+        role
+        for role, pid in running.items()
+        if not pid and (has_role[role] or os.path.exists(ENABLED.format(role)))
+    )
+    faults = [fault for role in idle for fault in check_start(settings, role)]
+    return Doubts({r: pid for r, pid in running.items() if pid}, idle, tuple(faults))
+
+
+ENABLED = "/etc/systemd/system/multi-user.target.wants/arpanet-{}.service"
+
+
+def check_start(settings: Settings, role: str) -> Iterator[str]:
+    """Yield what hinders the start of a role on this machine."""
+    ports = {"master": (settings.api_port, settings.etcd_port, settings.etcd_peer_port)}
+    tries: list[Callable[[], Any]] = [
+        lambda: read_settings({}, {}, read_env_file(), settings.hostname, role),
+        lambda: choose_ip(settings.ip, local_addresses()),
+    ]
+    for port in ports.get(role, (settings.agent_port,)):
+        tries.append(functools.partial(require_free_port, settings.ip or "127.0.0.1", port))
+    for attempt in tries:
+        try:
+            attempt()
+        except ArpanetError as e:
+            yield str(e)
+    for program in {"master": ("etcd", "setpriv"), "slave": ("ip",)}[role]:
+        if not shutil.which(program):
+            yield f"{program} is not installed"
+    if role == "slave":
+        yield from filter(None, [ask_engine(settings.docker_host)])
+
+
 def leave_network(settings: Settings, host: str, forget: bool) -> int:
     """Take a host off the network for good; return the exit code. Raises Conflict, Unavailable."""
     name = host or settings.hostname
@@ -8481,6 +8939,100 @@ def run_docker(settings: Settings, arguments: Sequence[str]) -> int:
     except OSError as e:
         raise Usage(f"cannot run docker: {e.strerror}; try: apt-get install docker.io") from e
 
+
+def help_text(options: argparse.Namespace) -> str:
+    """Return what there is to know about a topic; without one, the topics."""
+    if not options.topic:
+        return f"arpanet help TOPIC; the topics: {', '.join(TOPICS)}"
+    return TOPICS[options.topic] or settings_text()
+
+
+def settings_text() -> str:
+    """Return the settings for a person at a terminal."""
+    lines = [
+        f"{row.variable}={row.default}\n    {row.help}\n    {row.flag} of {row.roles}"
+        for row in SETTINGS
+    ]
+    return "\n".join([*lines, SOURCES])
+
+
+SOURCES = """
+A flag of start beats the environment, which beats a line NAME=VALUE of /etc/arpanet/arpanet.env,
+which beats the default. sudo and systemd drop the environment, so the file is the place to stay in;
+it is read at the next start: systemctl restart arpanet-master arpanet-slave"""
+TOPICS = {
+    "settings": "",  # made from SETTINGS
+    "names": """\
+A container needs a name (--name), and no two in the arpanet share one: web runs on one host alone.
+docker ps shows NAME@HOST. NAME, NAME@HOST, the id and its prefix are taken wherever docker takes a
+container. A master with ARPANET_AUTO_NAME=1 gives a name to a container that has none.""",
+    "links": """\
+docker run --link db:sql and -e ARPANET_LINK1=db:sql mean the same, on whichever hosts they run:
+the container finds the name sql, and variables like SQL_PORT_5432_TCP_ADDR. More links are
+ARPANET_LINK2 and so on. They carry TCP to the ports that db exposes (EXPOSE, --expose, -p), follow
+db when it is run again on another host, and are refused to all who did not declare them.
+arpanet slave status shows those of a host, with what went through.""",
+    "volumes": """\
+docker run -e ARPANET_VOLUME1=/data gives a container a volume of its own. Run again by the same
+name, it goes back to the host that has the volume. vol:/data, /data:ro and /host/dir:/data work as
+with -v; -v vol:/data goes to the host that has vol. If that host is down, run says so: there is
+never a second, empty volume elsewhere.""",
+    "masters": """\
+A master is an etcd member and the Docker API at port 8791. The first is started with --peers boot,
+the others with --peers and the address of one that is there. All are equal, and any may stop: more
+than half must answer for anything to be changed, so have three or five. docker may ask any of them;
+arpanet client start and arpanet docker find one that lives. arpanet master status shows all.""",
+    "doctor": """\
+arpanet doctor looks at this machine and its arpanet: which masters and slaves answer, who reaches
+whom, engines, the route for links, versions, clocks, disks, names that are there twice. A line with
+✗ says what to do; the exit code is 0 when there is none. What a daemon did is in
+/var/log/arpanet/ROLE.log, or with systemd: journalctl -u arpanet-master -u arpanet-slave""",
+}
+
+
+def complete_words(parser: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]:
+    """Yield each line of commands that can be typed, and the words that may come next."""
+    words: list[str] = []
+    for action in parser._actions:
+        words += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            words += action.choices
+            for child in action.choices.values():
+                yield from complete_words(child)
+        elif action.choices and not action.option_strings:
+            words += map(str, action.choices)
+    yield parser.prog, words
+
+
+def completion(options: argparse.Namespace) -> str:
+    """Return a shell's code that completes the words of arpanet."""
+    cases = [
+        f'        "{line}") words="{" ".join(words)}";;'
+        for line, words in complete_words(build_parser())
+    ]
+    first = ["autoload -U +X bashcompinit && bashcompinit"] if options.shell == "zsh" else []
+    return "\n".join([*first, *COMPLETION_HEAD, *cases, *COMPLETION_TAIL])
+
+
+TEXTS: Mapping[str, Callable[[argparse.Namespace], str]] = {
+    "help": help_text,
+    "completion": completion,
+}
+COMPLETION_HEAD = (
+    "# completion of arpanet; in ~/.bashrc: . <(arpanet completion bash), in ~/.zshrc likewise",
+    "_arpanet() {",
+    '    local line="arpanet" words="" word',
+    '    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do',
+    '        case "$word" in -*) break;; *) line="$line $word";; esac',
+    "    done",
+    '    case "$line" in',
+)
+COMPLETION_TAIL = (
+    "    esac",
+    '    COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))',
+    "}",
+    "complete -F _arpanet arpanet",
+)
 
 VERBS = {
     ("master", "start"): "Start a master: an etcd member and the Docker API",
@@ -8531,7 +9083,21 @@ def build_parser() -> argparse.ArgumentParser:
     words = "Run the docker client against a living master"
     docker = roles.add_parser("docker", help=words, description=words)
     docker.add_argument("arguments", nargs=argparse.REMAINDER, help="What docker gets")
+    add_helpers(roles)
     return parser
+
+
+def add_helpers(commands: Any) -> None:
+    """Add the commands that belong to no role."""
+    words = "Show what is wrong with this machine and its arpanet"
+    doctor = commands.add_parser("doctor", help=words, description=words)
+    doctor.add_argument("--json", action="store_true", help="Print JSON")
+    words = "Show what there is to know about a topic"
+    topic = commands.add_parser("help", help=words, description=words)
+    topic.add_argument("topic", nargs="?", choices=list(TOPICS), help="What about")
+    words = "Show the code that completes arpanet's words in a shell"
+    shell = commands.add_parser("completion", help=words, description=words)
+    shell.add_argument("shell", choices=["bash", "zsh"], help="Which shell")
 
 
 def add_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
@@ -8554,8 +9120,12 @@ def add_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
 ASKED = ("ip", "masters", "hostname", "api_port", "agent_port", "etcd_port", "run_dir", "state_dir")
 
 
-def run_command(options: argparse.Namespace, settings: Settings) -> int:
+def run_command(
+    options: argparse.Namespace, settings: Settings, environment: Mapping[str, str]
+) -> int:
     """Do what was typed; return the exit code."""
+    if options.role == "doctor":
+        return print_findings(run_doctor(settings), options.json, wants_colour(environment))
     if options.role == "docker":
         return run_docker(settings, options.arguments)
     if options.verb == "start":
@@ -8568,20 +9138,31 @@ def run_command(options: argparse.Namespace, settings: Settings) -> int:
     return show(settings, options.json)
 
 
+def write_to_any_terminal() -> None:
+    """Let a terminal of long ago show ✓ and … in its own way."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit code. The only place that prints an error."""
+    write_to_any_terminal()
     options = build_parser().parse_args(arguments)
     flags = {k.removeprefix("set_"): v for k, v in vars(options).items() if k.startswith("set_")}
     environment = os.environ  # noqa: TID251 (the one place that reads it)
     try:
+        if options.role in TEXTS:
+            print_line(TEXTS[options.role](options))
+            return 0
         settings = read_settings(
             flags,
             environment,
             read_env_file(),
             socket.gethostname(),
-            "client" if options.role == "docker" else options.role,
+            {"docker": "client", "doctor": "master"}.get(options.role, options.role),
         )
-        return run_command(options, settings)
+        return run_command(options, settings, environment)
     except ArpanetError as e:
         print_remark(str(e))
         return e.exit_code

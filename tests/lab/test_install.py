@@ -429,6 +429,7 @@ def test_the_readme_is_followed_word_by_word_on_a_fresh_debian(
             machine.sh(f"cd arpanet; {as_typed(c)}") for c in commands[commands.index(piped) + 1 :]
         ]
         assert re.fullmatch(r"arpanet \d+\.\d+\.\d+\n", printed[0])
+        assert {line[0] for line in printed[1].splitlines()} == {"✓"}, printed[1]
         left = "ls -d /etc/arpanet /var/*/arpanet /usr/local/bin/arpanet 2>/dev/null"
         assert machine.enter(left).stdout == ""
         assert machine.sh("docker ps -aq").strip() != "", "uninstall took a container"
@@ -483,7 +484,7 @@ def test_what_is_refused_leaves_a_bare_debian_as_it_was(
             f"{PIPED} {start} --sha256 {64 * '0'}": "nothing was changed",
             f"{PIPED} {start} --url http://127.0.0.1:9/": "cannot fetch http://127.0.0.1:9/",
             f"{PIPED} {start} --version 9.9.9": "cannot fetch",
-            f"wget -qO- {WEB}/bootstrap.sh | setpriv --reuid 65534 bash -s -- {start}": "needs root",
+            f"wget -qO- {WEB}/bootstrap.sh | setpriv --reuid 65534 bash -s -- {start}": "root",
         }.items():
             done = machine.enter(command)
             assert (done.returncode, told in done.stdout) == (1, True), f"{command}\n{done.stdout}"

@@ -68,7 +68,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_there_are_the_subcommands_that_the_readme_tells() -> None:
     names = {parser.prog for parser in PARSERS}
     assert names == {
-        "arpanet", "arpanet docker",
+        "arpanet", "arpanet docker", "arpanet doctor", "arpanet help", "arpanet completion",
         *(f"arpanet {role}" for role in ("master", "slave", "client")),
         *(f"arpanet {role} {verb}" for role in ("master", "slave", "client")
           for verb in ("start", "stop", "status")),
@@ -231,3 +231,70 @@ def test_a_daemon_may_open_as_many_files_as_its_user_may_have(tmp_path: Path) ->
 def test_a_table_is_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
     arpanet.print_table([("A", "LONG"), ("value", 1), ("", "")])
     assert capsys.readouterr().out == "A       LONG\nvalue   1\n\n"
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["help", "doctor"], ["master", "start", "--help"]])
+def test_a_terminal_of_long_ago_can_be_written_to(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run(*words)
+    assert done.stdout.strip()
+    assert "error" not in done.stderr
+
+
+# ---- help and completion
+
+
+@pytest.mark.parametrize("topic", arpanet.TOPICS)
+def test_a_topic_is_told_on_one_screen(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", topic]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    if topic == "settings":
+        assert sum(f"{row.variable}={row.default}" in lines for row in SETTINGS) == len(SETTINGS)
+    else:
+        assert 3 <= len(lines) <= 10
+
+
+def test_help_without_a_topic_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help"]) == 0
+    told = capsys.readouterr().out
+    assert all(topic in told for topic in arpanet.TOPICS)
+
+
+def completion(shell: str) -> str:
+    """Return the code for a shell."""
+    return arpanet.completion(argparse.Namespace(shell=shell))
+
+
+COMPLETIONS = [
+    ("", "master slave client docker doctor help completion"),
+    ("ma", "master"),
+    ("master st", "start stop status"),
+    ("master start --pe", "--peers"),
+    ("master start --peers boot --etcd-", "--etcd-port --etcd-peer-port"),
+    ("help vol", "volumes"),
+    ("completion z", "zsh"),
+    ("nothing x", ""),
+]
+
+
+@pytest.mark.parametrize(("typed", "offered"), COMPLETIONS)
+def test_a_shell_completes_what_is_typed(typed: str, offered: str) -> None:
+    words = ["arpanet", *typed.split(" ")]
+    script = (
+        completion("bash") + f"\nCOMP_WORDS=({' '.join(words[:-1])} '{words[-1]}')"
+        f"\nCOMP_CWORD={len(words) - 1}\n_arpanet\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-uc", script], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = [word for word in done.stdout.split() if typed or not word.startswith("-")]
+    assert found == offered.split()
+
+
+def test_zsh_gets_the_same_through_its_own_bridge() -> None:
+    first, _, rest = completion("zsh").partition("\n")
+    assert first == "autoload -U +X bashcompinit && bashcompinit"
+    assert rest == completion("bash")
