@@ -38,6 +38,7 @@ import datetime
 import email.message
 import errno
 import fcntl
+import fnmatch
 import functools
 import hashlib
 import heapq
@@ -197,6 +198,7 @@ def name_taken(name: str, container_id: str) -> Conflict:
 # Flag beats environment beats /etc/arpanet/arpanet.env beats default.
 
 ENV_FILE = "/etc/arpanet/arpanet.env"
+LABEL_KEY = "[A-Za-z0-9_][A-Za-z0-9_./-]*"
 PRIVATE_NETWORKS = tuple(
     ipaddress.ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
 )
@@ -287,6 +289,32 @@ def parse_docker_host(text: str) -> str:
             "the engine is spoken to on its unix socket, like unix:///var/run/docker.sock"
         )
     return path
+
+
+def parse_overcommit(text: str) -> float:
+    """Return the share of a host that is given away beyond what it has. Raises ValueError."""
+    with contextlib.suppress(ValueError):
+        if -1 < float(text) <= 100:
+            return float(text)
+    raise ValueError("a share is needed, like 0.05 for 5 % more than a host has")
+
+
+def parse_strategy(text: str) -> str:
+    """Return how masters choose among hosts. Raises ValueError."""
+    if text not in ("spread", "binpack", "random"):
+        raise ValueError("say spread, binpack or random")
+    return text
+
+
+def parse_labels(text: str) -> Mapping[str, str]:
+    """Return the labels of KEY=VALUE texts between commas. Raises ValueError."""
+    labels = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, separator, value = part.partition("=")
+        if not separator or not re.fullmatch(LABEL_KEY, key):
+            raise ValueError("labels are needed like zone=b,disk=ssd")
+        labels[key] = value
+    return MappingProxyType(labels)
 
 
 def parse_level(text: str) -> str:
@@ -423,6 +451,33 @@ SETTINGS = (
         "master",
     ),
     Setting(
+        "strategy",
+        "ARPANET_STRATEGY",
+        "spread",
+        parse_strategy,
+        "How masters choose among hosts: spread, binpack or random, the same on all masters",
+        "NAME",
+        "master",
+    ),
+    Setting(
+        "overcommit",
+        "ARPANET_OVERCOMMIT",
+        "0.05",
+        parse_overcommit,
+        "Share of CPUs and memory that is given away beyond what a host has",
+        "SHARE",
+        "master",
+    ),
+    Setting(
+        "label",
+        "ARPANET_LABEL",
+        "",
+        parse_labels,
+        "Labels of this host, for constraints; the flag may be given several times",
+        "KEY=VALUE[,…]",
+        "slave",
+    ),
+    Setting(
         "lease_s",
         "ARPANET_LEASE_S",
         "10",
@@ -486,6 +541,9 @@ class Settings:
     docker_host: str
     socket: str
     auto_name: bool
+    strategy: str
+    overcommit: float
+    label: Mapping[str, str]
     lease_s: float
     state_dir: str
     run_dir: str
@@ -956,6 +1014,7 @@ def gather(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
 PREFIX = "/arpanet/"
 LABEL_LINKS = "arpanet.links"
 LABEL_VOLUMES = "arpanet.volumes"
+LABEL_PLACED = "arpanet.placed"
 NEWEST_API = (1, 51)
 NAME_RULE = "[a-zA-Z0-9][a-zA-Z0-9_.-]"
 
@@ -969,10 +1028,18 @@ class Host(NamedTuple):
     machine: str
     version: str
     engine: Mapping[str, Any]  # facts that its slave wrote, see engine_facts()
+    labels: Mapping[str, str] = MappingProxyType({})  # as its slave was told
 
     @property
     def agent(self) -> HostPort:
         return HostPort(self.ip, self.agent_port)
+
+
+class Order(NamedTuple):
+    """What people said of a host (orders/NAME); its slave does not know of it."""
+
+    state: str = ""  # "cordoned", "drained"
+    labels: Mapping[str, str | None] = MappingProxyType({})  # None: the host's own does not count
 
 
 class MasterInfo(NamedTuple):
@@ -998,11 +1065,24 @@ class ImageEntry(NamedTuple):
     token: str
 
 
+class Needs(NamedTuple):
+    """What a container takes of its host; 0 where it said nothing."""
+
+    memory_bytes: int = 0
+    nano_cpus: int = 0  # thousand millions are one CPU
+    bindings: tuple[str, ...] = ()  # host ports: "8080/tcp", "10.0.0.1:8080/tcp"
+
+
+NOTHING = Needs()
+
+
 class NameEntry(NamedTuple):
     """Who holds a container name (names/NAME); the id is "" until the engine has made it."""
 
     host: str
     id: str
+    needs: Needs = NOTHING
+    revision: int = 0  # at which it was claimed
 
 
 class Link(NamedTuple):
@@ -1022,7 +1102,7 @@ class Container(NamedTuple):
     summary: Mapping[str, Any]  # the engine's entry of GET /containers/json, less Status
     state: Mapping[str, Any]  # of the engine's inspect: Status, ExitCode, StartedAt, ...
     expose: tuple[str, ...]  # "5432/tcp"
-    bindings: tuple[str, ...]  # host ports it asks for: "8080/tcp", "10.0.0.1:8080/tcp"
+    needs: Needs
     links: tuple[Link, ...]
     created: str  # in UTC, to the nanosecond; as text these are in the order of time
     aliases: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # network: its names there
@@ -1054,6 +1134,7 @@ class View:
 
     revision: int = 0
     hosts: Mapping[str, Host] = dataclasses.field(default_factory=dict)
+    orders: Mapping[str, Order] = dataclasses.field(default_factory=dict)  # by host
     alive: Mapping[str, str] = dataclasses.field(default_factory=dict)  # host: machine
     masters: Mapping[str, MasterInfo] = dataclasses.field(default_factory=dict)
     containers: Mapping[str, Container] = dataclasses.field(default_factory=dict)  # by id
@@ -1085,6 +1166,7 @@ class Change(NamedTuple):
 
     key: str
     value: bytes | None
+    created: int = 0  # the revision at which the key was made
 
 
 def key_of(table: str, *parts: str) -> str:
@@ -1092,45 +1174,37 @@ def key_of(table: str, *parts: str) -> str:
     return PREFIX + "/".join((table, *parts))
 
 
-def row_of(table: str, name: str, value: dict[str, Any]) -> Any:
-    """Return the value that a View holds for a row. Raises KeyError when a field is missing."""
-    if table == "hosts":
-        return Host(
-            name,
-            value["ip"],
-            value["agent_port"],
-            value["machine"],
-            value["version"],
-            value["engine"],
-        )
-    if table == "masters":
-        return MasterInfo(name, value["ip"], value["api_port"], value["version"])
-    if table == "networks":
-        return dict(value["create"])  # the body that each engine is asked to create it with
-    if table == "volumes":
-        return VolumePin(value["host"], "token" not in value)
-    if table == "images":
-        return ImageEntry(value["id"], value["token"])
-    if table == "names":
-        return NameEntry(value["host"], value["id"])
-    if table == "containers":
-        host, _, container_id = name.partition("/")
-        return container_of(host, container_id, value)
-    return value[{"alive": "machine", "vips": "ip", "addresses": "name"}[table]]
+def needs_of(row: Mapping[str, Any]) -> Needs:
+    """Return what a row of containers or names says that its container takes."""
+    memory, cpus = (int(row.get(field, 0)) for field in ("memory_bytes", "nano_cpus"))
+    return Needs(memory, cpus, tuple(row.get("bindings", ())))
 
 
-TABLES = (
-    "hosts",
-    "alive",
-    "masters",
-    "containers",
-    "names",
-    "volumes",
-    "networks",
-    "images",
-    "vips",
-    "addresses",
-)
+ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {  # table: what a View holds for a row
+    "hosts": lambda name, row: Host(
+        name,
+        row["ip"],
+        row["agent_port"],
+        row["machine"],
+        row["version"],
+        row["engine"],
+        row.get("labels", {}),
+    ),
+    "orders": lambda _, row: Order(row["state"], row["labels"]),
+    "alive": lambda _, row: row["machine"],
+    "masters": lambda name, row: MasterInfo(name, row["ip"], row["api_port"], row["version"]),
+    "containers": lambda name, row: container_of(
+        name.partition("/")[0], name.partition("/")[2], row
+    ),
+    "names": lambda _, row: NameEntry(
+        row["host"], row["id"], needs_of(row), row.get("revision", 0)
+    ),
+    "volumes": lambda _, row: VolumePin(row["host"], "token" not in row),
+    "networks": lambda _, row: dict(row["create"]),  # what each engine is asked to create it with
+    "images": lambda _, row: ImageEntry(row["id"], row["token"]),
+    "vips": lambda _, row: row["ip"],
+    "addresses": lambda _, row: row["name"],
+}
 
 
 def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
@@ -1138,7 +1212,7 @@ def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
     tables: dict[str, dict[str, Any]] = {}
     for change in changes:
         table, _, name = change.key.removeprefix(PREFIX).partition("/")
-        if table not in TABLES or not name:
+        if table not in ROWS or not name:
             continue
         rows = tables.setdefault(table, dict(getattr(view, table)))
         index = name.partition("/")[2] if table == "containers" else name
@@ -1146,7 +1220,10 @@ def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
             rows.pop(index, None)
             continue
         try:
-            rows[index] = row_of(table, name, json.loads(change.value))
+            value = json.loads(change.value)
+            if table == "names":
+                value["revision"] = change.created
+            rows[index] = ROWS[table](name, value)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             log.warning("left out %s, which cannot be read: %r", change.key, e)
     return dataclasses.replace(view, revision=revision, **tables)
@@ -1179,8 +1256,21 @@ def container_record(summary: Mapping[str, Any], details: Mapping[str, Any]) -> 
         "aliases": {name: sorted(n.get("Aliases") or ()) for name, n in networks.items()},
         "calls": {name: sorted(n.get("Links") or ()) for name, n in networks.items()},
         "expose": sorted((details.get("Config") or {}).get("ExposedPorts") or {}),
-        "bindings": sorted(binding_keys(host_config.get("PortBindings") or {})),
+        **asked_needs(host_config)._asdict(),
     }
+
+
+SHARES = 1024  # of --cpu-shares stand for one CPU
+
+
+def asked_needs(host_config: Mapping[str, Any]) -> Needs:
+    """Return what a HostConfig takes of its host: -m, --cpus or else --cpu-shares, -p."""
+    memory, nano_cpus, shares = (
+        value if isinstance(value, int) and value > 0 else 0
+        for value in map(host_config.get, ("Memory", "NanoCpus", "CpuShares"))
+    )
+    bindings = sorted(binding_keys(host_config.get("PortBindings") or {}))
+    return Needs(memory, nano_cpus or shares * 10**9 // SHARES, tuple(bindings))
 
 
 def binding_keys(port_bindings: Mapping[str, Any]) -> Iterator[str]:
@@ -1204,7 +1294,7 @@ def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Con
         summary,
         record["state"],
         tuple(record["expose"]),
-        tuple(record["bindings"]),
+        needs_of(record),
         read_links_label(labels),
         record["created"],
         {network: tuple(names) for network, names in record["aliases"].items()},
@@ -1539,6 +1629,43 @@ class LinkWish(NamedTuple):
     alias: str
 
 
+class Rule(NamedTuple):
+    """KEY==VALUE or KEY!=VALUE, of a host or of what is on it; with ~ before VALUE if it can be."""
+
+    key: str
+    negated: bool
+    soft: bool
+    value: str  # as it is, with * for anything, or /a regular expression/
+
+    def __str__(self) -> str:
+        return f"{self.key}{'!=' if self.negated else '=='}{'~' * self.soft}{self.value}"
+
+    @property
+    def pattern(self) -> str:
+        """Return the regular expression of the value."""
+        if re.fullmatch("/.*/", self.value):
+            return self.value[1:-1]
+        return rf"\A{fnmatch.translate(self.value)}"
+
+    def allows(self, texts: Iterable[str]) -> bool:
+        """Return whether the rule holds where these are all the values of its key."""
+        return any(re.search(self.pattern, text) for text in texts) is not self.negated
+
+
+def parse_rule(text: str) -> Rule:
+    """Return a constraint or an affinity. Raises BadRequest. Source: Swarm's filters."""
+    match = re.fullmatch(f"({LABEL_KEY})(==|!=)(~?)(.+)", text.strip())
+    if not match:
+        raise BadRequest(f"KEY==VALUE or KEY!=VALUE is needed, not {text!r}")
+    key, operator, soft, value = match.groups()
+    rule = Rule(key, operator == "!=", bool(soft), value)
+    try:
+        re.compile(rule.pattern)
+    except re.error as e:
+        raise BadRequest(f"{text!r} holds no regular expression: {e}") from e
+    return rule
+
+
 class CreateWish(NamedTuple):
     """What a POST /containers/create asks of the cluster."""
 
@@ -1549,8 +1676,11 @@ class CreateWish(NamedTuple):
     binds: tuple[str, ...]  # of the user and of ARPANET_VOLUMEn
     volumes: tuple[str, ...]  # named volumes, which fix the host
     companions: tuple[str, ...]  # containers on whose host it must be
-    bindings: tuple[str, ...]  # host ports
+    needs: Needs
     networks: tuple[str, ...]
+    constraints: tuple[Rule, ...] = ()
+    affinities: tuple[Rule, ...] = ()
+    labels: Mapping[str, str] = MappingProxyType({})  # record both
 
 
 def check_new_name(name: str) -> str:
@@ -1558,14 +1688,17 @@ def check_new_name(name: str) -> str:
     name = name.removeprefix("/")
     if not name:
         raise BadRequest("a container needs a name here: docker run --name NAME …")
-    if "@" in name:
-        plain = name.partition("@")[0] or "NAME"
-        raise BadRequest(
-            f"a new name cannot hold an @: arpanet adds @HOST by itself; try: --name {plain}"
-        )
     if not re.fullmatch(NAME_RULE + "+", name):
         raise BadRequest(f"Invalid container name ({name}), only {NAME_RULE} are allowed")
     return name
+
+
+LISTS = {"constraint": "com.docker.swarm.constraints", "affinity": "com.docker.swarm.affinities"}
+WISHES = "host|(?:constraint|affinity)[0-9]*"
+VARIABLES = (
+    "ARPANET_LINK1=NAME:ALIAS, ARPANET_VOLUME1=/PATH, ARPANET_CONSTRAINT1=KEY==VALUE and "
+    "ARPANET_AFFINITY1=container==NAME (any number of each), and ARPANET_HOST=HOST"
+)
 
 
 class EnvWish(NamedTuple):
@@ -1574,28 +1707,72 @@ class EnvWish(NamedTuple):
     rest: tuple[str, ...]
     links: tuple[str, ...]
     volumes: tuple[str, ...]
+    labels: Mapping[str, str]  # what stands for the others
+    lists: Mapping[str, tuple[str, ...]]  # Swarm's constraint:… and affinity:…
 
 
 def split_env(env: Iterable[str]) -> EnvWish:
     """Return arpanet's wishes and the rest. Raises BadRequest on an unknown ARPANET_ variable."""
     rest: list[str] = []
-    wishes: dict[str, list[tuple[int, str]]] = {"LINK": [], "VOLUME": []}
+    labels: dict[str, str] = {}
+    found: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
     for line in env:
         name, _, value = line.partition("=")
-        if not name.startswith("ARPANET_"):
-            rest.append(line)
+        swarm = re.fullmatch("(constraint|affinity):(.*)", line)
+        if swarm:
+            found[swarm[1]].append((0, swarm[2]))
+        if swarm or not name.startswith("ARPANET_"):
+            rest += [] if swarm else [line]
             continue
-        match = re.fullmatch(r"ARPANET_(LINK|VOLUME)(\d*)", name)
+        match = re.fullmatch(rf"ARPANET_(?:(LINK|VOLUME)(\d*)|({WISHES.upper()}))", name)
         if not match:
-            raise BadRequest(
-                f"{name} means nothing for a container; there are ARPANET_LINK1=NAME:ALIAS "
-                "and ARPANET_VOLUME1=/PATH (any number of each)"
-            )
+            raise BadRequest(f"{name} means nothing for a container; there are {VARIABLES}")
         if not value:
             raise BadRequest(f"{name} is empty; give it a value, or leave it out")
-        wishes[match[1]].append((int(match[2] or 0), value))
-    links, volumes = (tuple(v for _, v in sorted(wishes[kind])) for kind in ("LINK", "VOLUME"))
-    return EnvWish(tuple(rest), links, volumes)
+        if match[3]:
+            labels[f"arpanet.{match[3].lower()}"] = value
+        else:
+            found[match[1]].append((int(match[2] or 0), value))
+    lists = {kind: tuple(v for _, v in sorted(rows)) for kind, rows in found.items()}
+    return EnvWish(tuple(rest), lists.pop("LINK", ()), lists.pop("VOLUME", ()), labels, lists)
+
+
+class Rules(NamedTuple):
+    """What is asked of a container's host, and the labels that record it."""
+
+    constraints: tuple[Rule, ...]
+    affinities: tuple[Rule, ...]
+    labels: Mapping[str, str]
+
+
+def read_rules(env: EnvWish, given: Mapping[str, Any], host: str) -> Rules:
+    """Return the rules of environment, labels and NAME@HOST. Raises BadRequest."""
+    labels = {k: str(v) for k, v in given.items() if re.fullmatch(rf"arpanet\.({WISHES})", k)}
+    labels |= {**env.labels, **({"arpanet.host": host} if host else {})}
+    texts: dict[str, list[str]] = {"constraint": [], "affinity": []}
+    for key in sorted(labels):
+        if key == "arpanet.host":
+            texts["constraint"].append(f"host=={labels[key]}")
+        else:
+            texts[key.removeprefix("arpanet.").rstrip("0123456789")].append(labels[key])
+    for kind, label in LISTS.items():
+        rows = [*swarm_list(label, given.get(label) or "[]"), *env.lists.get(kind, ())]
+        labels |= {label: json.dumps(rows)} if rows else {}
+        texts[kind] += rows
+    rules = {kind: tuple(map(parse_rule, rows)) for kind, rows in texts.items()}
+    constraints = tuple(rule for rule in rules["constraint"] if rule.key != "health")
+    return Rules(constraints, rules["affinity"], labels)
+
+
+def swarm_list(label: str, text: str) -> list[str]:
+    """Return the texts of a label of Swarm. Raises BadRequest."""
+    try:
+        rows = json.loads(text)
+    except (ValueError, TypeError):
+        rows = None
+    if not isinstance(rows, list) or not all(isinstance(row, str) for row in rows):
+        raise BadRequest(f"label {label} must be a JSON list of strings, not {text!r}")
+    return rows
 
 
 def link_wish(text: str) -> LinkWish:
@@ -1647,13 +1824,13 @@ def object_of(body: Mapping[str, Any], field: str, what: str) -> dict[str, Any]:
     return value or {}
 
 
-def bindings_of(host_config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the host ports of a HostConfig. Raises BadRequest."""
+def needs_asked(host_config: Mapping[str, Any]) -> Needs:
+    """Return what a create takes of its host. Raises BadRequest."""
     ports = object_of(host_config, "PortBindings", "HostConfig.PortBindings")
     rows = [row for row in ports.values() if row is not None]
     if not all(isinstance(row, list) and all(isinstance(b, dict) for b in row) for row in rows):
         raise BadRequest("HostConfig.PortBindings must hold lists of objects")
-    return tuple(binding_keys(ports))
+    return asked_needs(host_config)
 
 
 def mounts_of(host_config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -1667,8 +1844,11 @@ def mounts_of(host_config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
-    """Return what a create asks for. Raises BadRequest."""
+    """Return what a create asks for; NAME@HOST asks for a host. Raises BadRequest."""
+    name, at, host = name.partition("@")
     name = check_new_name(name)
+    if at and not host:
+        raise BadRequest(f"{name}@ names no host; try: --name {name}, or --name {name}@HOST")
     host_config = object_of(body, "HostConfig", "HostConfig")
     env = split_env(strings_of(body, "Env", "Env"))
     binds = strings_of(host_config, "Binds", "HostConfig.Binds")
@@ -1679,6 +1859,7 @@ def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
     named = [b.partition(":")[0] for b in binds if ":" in b and not b.startswith("/")]
     named += [str(m["Source"]) for m in mounts if m.get("Type") == "volume" and m.get("Source")]
     links = env.links + strings_of(host_config, "Links", "HostConfig.Links")
+    rules = read_rules(env, object_of(body, "Labels", "Labels"), host)
     return CreateWish(
         name,
         str(body.get("Image") or ""),
@@ -1687,8 +1868,9 @@ def read_create(name: str, body: Mapping[str, Any]) -> CreateWish:
         binds,
         tuple(dict.fromkeys(named)),
         tuple(companions_of(host_config)),
-        bindings_of(host_config),
+        needs_asked(host_config),
         tuple(networks_of(body, host_config)),
+        *rules,
     )
 
 
@@ -1748,27 +1930,175 @@ def pins_of(view: View, wish: CreateWish) -> dict[str, str]:
     return pins
 
 
-def obstacle(
-    view: View, host: Host, wish: CreateWish, pins: Mapping[str, str], held: Mapping[str, Set[str]]
-) -> str:
-    """Return why a host cannot take a container, "" if it can; held: ports that hosts gave away."""
-    away = [reason for pin, reason in pins.items() if pin != host.name]
-    if away:
-        return away[0]
-    if host.name not in view.alive:
+class Policy(NamedTuple):
+    """How masters choose among the hosts that can take a container."""
+
+    strategy: str = "spread"
+    overcommit: float = 0.0
+
+
+SPREAD = Policy()
+
+
+class Load(NamedTuple):
+    """What containers, there or in the making, take of each host."""
+
+    containers: collections.Counter[str]
+    memory_bytes: collections.Counter[str]
+    nano_cpus: collections.Counter[str]
+    bindings: Mapping[str, Set[str]]
+
+
+def takers_of(
+    view: View, making: Mapping[str, NameEntry], until: int | None = None
+) -> list[Container | NameEntry]:
+    """Return all containers, and the claims on names of others; until: claimed by that revision."""
+    there = {c.name for c in view.containers.values()}
+    soon = {**making, **view.names}
+    claims = [e for name, e in soon.items() if name not in there]
+    return [
+        *view.containers.values(),
+        *(e for e in claims if until is None or e.revision <= until),
+    ]
+
+
+def load_of(takers: Iterable[Container | NameEntry]) -> Load:
+    """Add up what they take of their hosts."""
+    count, memory, cpus = (collections.Counter[str]() for _ in range(3))
+    bindings: dict[str, set[str]] = {}
+    for taker in takers:
+        count[taker.host] += 1
+        if any(taker.needs):
+            memory[taker.host] += taker.needs.memory_bytes
+            cpus[taker.host] += taker.needs.nano_cpus
+            bindings.setdefault(taker.host, set()).update(taker.needs.bindings)
+    return Load(count, memory, cpus, bindings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One container, and all that its place depends on."""
+
+    view: View
+    wish: CreateWish
+    pins: Mapping[str, str]
+    policy: Policy
+    load: Load
+    found: Mapping[Rule, Mapping[str, Set[str]]]  # of each affinity's key: host: its values
+
+    def values(self, rule: Rule, host: Host) -> Set[str]:
+        """Return the values that a host has for a rule's key."""
+        if rule in self.found:
+            return self.found[rule].get(host.name, frozenset())
+        return facts_of(self.view, host).get(rule.key, frozenset())
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return self.wish.constraints + self.wish.affinities
+
+    @functools.cached_property
+    def most_nano_cpus(self) -> int:
+        """Return the CPUs of the largest host; to who asks for more the engine says it best."""
+        cpus = (host.engine.get("cpus", 0) for host in self.view.hosts.values())
+        return max(cpus, default=0) * 10**9
+
+    @functools.cached_property
+    def volumes(self) -> Mapping[str, int]:
+        return collections.Counter(pin.host for pin in self.view.volumes.values())
+
+
+def labels_of(view: View, host: Host) -> dict[str, str]:
+    """Return a host's labels: the engine's, those of its slave, and what people said since."""
+    engine = (text.partition("=") for text in host.engine.get("labels") or ())
+    said = view.orders.get(host.name, Order()).labels
+    labels = {**{key: value for key, _, value in engine}, **host.labels, **said}
+    return {key: value for key, value in labels.items() if value is not None}
+
+
+FACTS = {
+    "architecture": "arch",
+    "engineversion": "version",
+    "kernelversion": "kernel",
+    "operatingsystem": "os",
+    "storagedriver": "driver",
+}
+
+
+def facts_of(view: View, host: Host) -> dict[str, frozenset[str]]:
+    """Return what constraints can ask of a host."""
+    facts = {key: frozenset([value]) for key, value in labels_of(view, host).items()}
+    known = {key: str(host.engine[fact]) for key, fact in FACTS.items() if fact in host.engine}
+    facts |= {key: frozenset([value]) for key, value in known.items()}
+    own = frozenset([host.name])
+    return facts | {"host": own, "node": own | {str(host.engine.get("id", ""))}}
+
+
+def find_values(rule: Rule, view: View, images: Mapping[str, Set[str]]) -> Mapping[str, Set[str]]:
+    """Return what each host has of an affinity's key: containers, images, or a label's values."""
+    if rule.key == "image":
+        return images
+    found: dict[str, set[str]] = collections.defaultdict(set)
+    if rule.key == "container":  # those in the making too
+        for name, entry in view.names.items():
+            found[entry.host] |= {name, f"{name}@{entry.host}"}
+    for c in view.containers.values():
+        labels = c.summary.get("Labels") or {}
+        if rule.key == "container":
+            found[c.host] |= {c.name, c.full_name, c.id, c.id[:12]}
+        elif rule.key in labels:
+            found[c.host].add(labels[rule.key])
+    return found
+
+
+def check_pins(choice: Choice, host: Host) -> str:
+    return next((why for pin, why in choice.pins.items() if pin != host.name), "")
+
+
+def check_state(choice: Choice, host: Host) -> str:
+    """Return why a host takes nothing; a cordoned one takes what belongs there or names it."""
+    state = choice.view.orders.get(host.name, Order()).state
+    named = any(rule == Rule("host", False, False, host.name) for rule in choice.rules)
+    if host.name not in choice.view.alive:
         return "the host is down"
-    for binding in wish.bindings:
-        if any(collide(binding, other) for other in held.get(host.name, ())):
-            return f"port {binding} is taken"
+    if state == "drained" or (state and not named and host.name not in choice.pins):
+        return f"the host is {state}"
     return ""
 
 
-def held_ports(view: View) -> dict[str, set[str]]:
-    """Return the ports that each host's containers ask for."""
-    held: dict[str, set[str]] = {}
-    for container in view.containers.values():
-        held.setdefault(container.host, set()).update(container.bindings)
-    return held
+def check_rules(choice: Choice, host: Host) -> str:
+    for rule in choice.rules:
+        values = choice.values(rule, host)
+        if not rule.soft and not rule.allows(values):
+            there = ", ".join(sorted(values)) if rule in choice.wish.constraints else ""
+            return f"{rule} does not hold" + (f": it is {there}" if there else "")
+    return ""
+
+
+def check_ports(choice: Choice, host: Host) -> str:
+    held = choice.load.bindings.get(host.name, ())
+    taken = (b for b in choice.wish.needs.bindings if any(collide(b, other) for other in held))
+    return next((f"port {binding} is taken" for binding in taken), "")
+
+
+def check_room(choice: Choice, host: Host) -> str:
+    needs, load = choice.wish.needs, choice.load
+    over = 1 + choice.policy.overcommit
+    memory = int(host.engine.get("memory_bytes", 0) * over)
+    left = memory - load.memory_bytes[host.name]
+    if needs.memory_bytes and memory > 0 and left < needs.memory_bytes:
+        return f"{mib(max(0, left))} of {mib(memory)} of memory are left"
+    cpus = int(host.engine.get("cpus", 0) * 10**9 * over)
+    left = cpus - load.nano_cpus[host.name]
+    if 0 < needs.nano_cpus <= choice.most_nano_cpus and left < needs.nano_cpus:
+        return f"{max(0, left) / 1e9:g} of {cpus / 1e9:g} CPUs are left"
+    return ""
+
+
+def mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f} MiB"
+
+
+CHECKS = (check_pins, check_state, check_rules, check_ports, check_room)
 
 
 def collide(binding: str, other: str) -> bool:
@@ -1778,15 +2108,44 @@ def collide(binding: str, other: str) -> bool:
     return port == other_port and (ip == other_ip or not ip or not other_ip)
 
 
+def rank(choice: Choice, host: Host) -> tuple[Any, ...]:
+    """Return what the best host has least of: the same on every master, and never a tie."""
+    name, needs, load = host.name, choice.wish.needs, choice.load
+    missed = sum(r.soft and not r.allows(choice.values(r, host)) for r in choice.rules)
+    memory = (load.memory_bytes[name] + needs.memory_bytes) / (host.engine.get("memory_bytes") or 1)
+    cpus = (load.nano_cpus[name] + needs.nano_cpus) / (host.engine.get("cpus") or 1) / 1e9
+    full = memory * (needs.memory_bytes > 0) + cpus * (needs.nano_cpus > 0)
+    if choice.policy.strategy == "random":
+        return missed, hashlib.sha256(f"{choice.wish.name} {name}".encode()).digest(), name
+    if choice.policy.strategy == "binpack":
+        return missed, -full, -load.containers[name], name
+    return missed, full, load.containers[name], choice.volumes[name], name
+
+
+class Placement(NamedTuple):
+    """Where a container goes, and why."""
+
+    host: str
+    asked: str  # what it asked for, and gets there; "" when any host would have done
+    chosen: str  # how it was chosen of those that could take it
+    refused: Mapping[str, str]  # why each other host could not
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(filter(None, (self.asked, self.chosen)))
+
+
 def place(
     view: View,
     wish: CreateWish,
     pins: Mapping[str, str],
-    making: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """Return the host for a container: of those that can take it, the one with the fewest.
+    making: Mapping[str, NameEntry] = MappingProxyType({}),
+    images: Mapping[str, Set[str]] = MappingProxyType({}),
+    policy: Policy = SPREAD,
+) -> Placement:
+    """Return the host for a container: of those that can take it, the best by the policy.
 
-    making: names that this master is making, and their hosts.
+    making: names that this master is making. images: of each host, for affinities to images.
     Raises NoRoom with the reason of each host.
     """
     if not view.hosts:
@@ -1794,19 +2153,44 @@ def place(
     unknown = [reason for pin, reason in pins.items() if pin not in view.hosts]
     if unknown:
         raise NoRoom(f"{unknown[0]}, which is not known here")
-    held = held_ports(view) if wish.bindings else {}
-    reasons = {h.name: obstacle(view, h, wish, pins, held) for h in view.hosts.values()}
-    count = collections.Counter(c.host for c in view.containers.values())
-    there = {c.name for c in view.containers.values()}
-    soon = {**making, **{name: entry.host for name, entry in view.names.items()}}
-    count.update(host for name, host in soon.items() if name not in there)
-    volumes = collections.Counter(pin.host for pin in view.volumes.values())
+    found = {rule: find_values(rule, view, images) for rule in wish.affinities}
+    choice = Choice(view, wish, pins, policy, load_of(takers_of(view, making)), found)
+    reasons = {name: obstacle(choice, view.hosts[name]) for name in sorted(view.hosts)}
     fitting = [name for name, reason in reasons.items() if not reason]
-    free = sorted((count[name], volumes[name], name) for name in fitting)
-    if not free:
-        told = "; ".join(f"{name}: {reasons[name]}" for name in sorted(reasons))
+    refused = {name: reason for name, reason in reasons.items() if reason}
+    if not fitting:
+        told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise NoRoom(f"no host can take {wish.name}: {told}")
-    return free[0][2]
+    best = min(fitting, key=lambda name: rank(choice, view.hosts[name]))
+    asked = explain(choice, view.hosts[best])
+    rest = f"{policy.strategy} over {', '.join(fitting)}" if refused else policy.strategy
+    chosen = f"{rest}, {choice.load.containers[best]} containers were there"
+    return Placement(best, asked, chosen, refused)
+
+
+def obstacle(choice: Choice, host: Host) -> str:
+    """Return why a host cannot take a container, "" if it can."""
+    return next(filter(None, (check(choice, host) for check in CHECKS)), "")
+
+
+def explain(choice: Choice, host: Host) -> str:
+    """Return what of a container's wishes a host satisfies."""
+    needs = choice.wish.needs
+    held = [str(rule) for rule in choice.rules if rule.allows(choice.values(rule, host))]
+    held += [f"{mib(needs.memory_bytes)} of memory"] if needs.memory_bytes else []
+    held += [f"{needs.nano_cpus / 1e9:g} CPUs"] if needs.nano_cpus else []
+    return ", ".join([*choice.pins.values(), *held])
+
+
+def has_room(view: View, wish: CreateWish, host: str, claimed: int, policy: Policy) -> str:
+    """Return why a host has no room for a name claimed at a revision, "" if it has.
+
+    All that were claimed before it count, whoever makes them, and none that came after: so of
+    two masters that take the last room at once, the first keeps it, and the other sees it.
+    """
+    view = dataclasses.replace(view, names={n: e for n, e in view.names.items() if n != wish.name})
+    choice = Choice(view, wish, {}, policy, load_of(takers_of(view, {}, claimed)), {})
+    return check_ports(choice, view.hosts[host]) or check_room(choice, view.hosts[host])
 
 
 # ---- links
@@ -1923,6 +2307,7 @@ def create_body(
     wish: CreateWish,
     targets: Sequence[LinkTarget],
     resolvers: Sequence[str],
+    reason: str = "",
 ) -> dict[str, Any]:
     """Return the body that the engine gets: links and volumes made of what one engine has.
 
@@ -1942,6 +2327,8 @@ def create_body(
     if targets:
         labels[LABEL_LINKS] = json.dumps([list(t.link) for t in targets])
     labels.update({LABEL_VOLUMES: ",".join(wish.volumes)} if wish.volumes else {})
+    labels.update(wish.labels)
+    labels.update({LABEL_PLACED: reason} if reason else {})
     host_config.update(
         Links=None,
         Binds=list(wish.binds) or None,
@@ -3299,19 +3686,28 @@ class Making:
     """The containers that this master is making, so that those asked for at once spread too."""
 
     def __init__(self) -> None:
-        self._hosts: dict[str, str] = {}
-        self._lock = threading.Lock()  # guards _hosts
+        self._claims: dict[str, NameEntry] = {}
+        self._lock = threading.Lock()  # guards _claims
 
-    def place(self, view: View, wish: CreateWish, pins: Mapping[str, str]) -> str:
+    def place(
+        self,
+        view: View,
+        wish: CreateWish,
+        pins: Mapping[str, str],
+        images: Mapping[str, Set[str]] = MappingProxyType({}),
+        policy: Policy = SPREAD,
+    ) -> Placement:
         """Return the host for a container, which is in the making from now on. Raises NoRoom."""
         with self._lock:
-            self._hosts[wish.name] = place(view, wish, pins, self._hosts)
-            return self._hosts[wish.name]
+            self._claims.pop(wish.name, None)  # it may come again, when others were first
+            placed = place(view, wish, pins, self._claims, images, policy)
+            self._claims[wish.name] = NameEntry(placed.host, "", wish.needs)
+            return placed
 
     def done(self, name: str) -> None:
         """Forget a name: its container is in the view, or will never be."""
         with self._lock:
-            self._hosts.pop(name, None)
+            self._claims.pop(name, None)
 
 
 class Node:
@@ -3330,6 +3726,11 @@ class Node:
         self.host_facts: Callable[[], dict[str, Any]] = dict
         self._moved = threading.Condition()  # guards the replacement of view, for waiters
 
+    @property
+    def policy(self) -> Policy:
+        """Return how this master places."""
+        return Policy(self.settings.strategy, self.settings.overcommit)
+
     def lease_id(self) -> int:
         """Return this process's lease. Raises MeshDown while it has none."""
         if self.presence is None or not self.presence.lease:
@@ -3347,10 +3748,14 @@ class Node:
                 raise MeshDown(f"no master answers ({known}); try: arpanet master status")
 
     def _read_anew(self, revision: int, entries: Sequence[Entry]) -> None:
-        self._set_view(apply_changes(View(), revision, [Change(e.key, e.value) for e in entries]))
+        changes = [Change(e.key, e.value, e.create_revision) for e in entries]
+        self._set_view(apply_changes(View(), revision, changes))
 
     def _read_events(self, revision: int, events: Sequence[Event]) -> None:
-        changes = [Change(e.key, e.entry.value if e.entry else None) for e in events]
+        changes = [
+            Change(key, entry.value, entry.create_revision) if entry else Change(key, None)
+            for key, entry, _ in events
+        ]
         self._set_view(apply_changes(self.view, revision, changes))
 
     def _set_view(self, view: View) -> None:
@@ -5044,7 +5449,7 @@ def get_disk_usage(call: Call) -> Reply:
 # ---- create
 
 
-def claim_name(call: Call, name: str, host: str) -> Claim:
+def claim_name(call: Call, name: str, host: str, needs: Needs = NOTHING) -> Claim:
     """Return the claim on a free name, held by this master's lease until keep_name.
 
     Raises Conflict in Docker's words.
@@ -5054,7 +5459,7 @@ def claim_name(call: Call, name: str, host: str) -> Claim:
     if unclaimed:  # made on an engine while another had the name, which is gone now
         raise name_taken(name, unclaimed[0])
     token = secrets.token_hex(8)
-    value = dump_json({"host": host, "id": "", "token": token})
+    value = dump_json({"host": host, "id": "", "token": token, **needs._asdict()})
     claim = node.mesh.claim(key_of("names", name), value, lease=node.lease_id())
     if claim is None:
         entry = node.sync_view().names.get(name)
@@ -5062,9 +5467,15 @@ def claim_name(call: Call, name: str, host: str) -> Claim:
     return claim
 
 
-def keep_name(node: Node, claim: Claim, host: str, container_id: str) -> None:
-    """Make a claimed name the container's, without a lease. Raises LostClaim."""
-    node.mesh.write(claim.key, dump_json({"host": host, "id": container_id}), fence=claim)
+def keep_name(
+    node: Node, claim: Claim, host: str, container_id: str, needs: Needs = NOTHING
+) -> None:
+    """Make a claimed name the container's, without a lease. Raises LostClaim.
+
+    needs: still said, for the container may not be in everybody's view yet.
+    """
+    value = dump_json({"host": host, "id": container_id, **needs._asdict()})
+    node.mesh.write(claim.key, value, fence=claim)
 
 
 def invent_name(view: View) -> str:
@@ -5095,8 +5506,8 @@ def create_container(call: Call) -> Reply:
     body = load_object(call.body.read(), "the body")
     view = call.view_for_change()
     name = call.text("name")
-    if not name and call.node.settings.auto_name:
-        name = invent_name(view)
+    if not name.partition("@")[0] and call.node.settings.auto_name:
+        name = invent_name(view) + name
     wish = read_create(name, body)
     try:
         return make_container(call, view, wish, body)
@@ -5108,12 +5519,13 @@ def make_container(call: Call, view: View, wish: CreateWish, body: dict[str, Any
     """Choose a host, claim the name, make links and volumes, and have the engine create."""
     targets = require_link_targets(view, wish)
     with contextlib.ExitStack() as undo:
-        host = place_create(call, view, wish, undo)
-        claim = claim_name(call, wish.name, host)
-        undo.callback(let_go, call.node, claim)
+        placed, claim = place_create(call, view, wish, undo)
+        host = placed.host
         links = describe_links(call, view, wish, targets)
         resolvers = name_resolvers(call.node, view, wish, host)
-        made = create_on(call, host, wish, create_body(body, wish, links, resolvers)).read_json()
+        reason = f"{host}: {placed.reason}" if placed.asked else ""
+        asked = create_body(body, wish, links, resolvers, reason)
+        made = create_on(call, host, wish, asked).read_json()
         keep_created(call, claim, wish, host, made["Id"])
         undo.pop_all()
     publish(call.node, view.hosts[host], made["Id"])
@@ -5140,23 +5552,59 @@ def let_go(node: Node, claim: Claim) -> None:
         node.mesh.delete(claim.key, fence=claim)
 
 
-def place_create(call: Call, view: View, wish: CreateWish, undo: contextlib.ExitStack) -> str:
-    """Return the host, with the wish's new volumes claimed for it until they are settled.
+class Placed(NamedTuple):
+    """A container's place, and the claim on its name that keeps it."""
 
-    Raises NoRoom, BadRequest.
+    placement: Placement
+    claim: Claim
+
+
+def place_create(call: Call, view: View, wish: CreateWish, undo: contextlib.ExitStack) -> Placed:
+    """Return the place of a container, which has its name and its new volumes claimed.
+
+    undo: gets what lets them go. Raises NoRoom, BadRequest, Conflict.
     """
-    node, token = call.node, secrets.token_hex(8)
-    for _ in range(5):
-        host = node.making.place(view, wish, pins_of(view, wish))
-        value = dump_json({"host": host, "token": token})
-        rows = {key_of("volumes", v): value for v in wish.volumes if v not in view.volumes}
-        if not rows:
-            return host
-        if node.mesh.claim_all(rows, lease=node.lease_id()):
-            undo.callback(let_volumes_go, node, rows)
-            return host
-        view = node.sync_view()  # somebody else has just placed one of them
-    raise NoRoom(f"the volumes of {wish.name} are being claimed by others; try again")
+    node = call.node
+    for _ in range(PLACE_TRIES):
+        images = images_of(view) if any(r.key == "image" for r in wish.affinities) else {}
+        placed = node.making.place(view, wish, pins_of(view, wish), images, node.policy)
+        with contextlib.ExitStack() as attempt:
+            if claim_volumes(node, view, wish, placed.host, attempt):
+                claim = claim_name(call, wish.name, placed.host, wish.needs)
+                attempt.callback(let_go, node, claim)
+                if not any(wish.needs) or not has_room(
+                    node.wait_view(claim.revision), wish, placed.host, claim.revision, node.policy
+                ):
+                    undo.enter_context(attempt.pop_all())
+                    return Placed(placed, claim)
+        view = node.sync_view()  # somebody else was first
+    raise NoRoom(f"others take at this moment what {wish.name} asks for; try again")
+
+
+PLACE_TRIES = 5
+
+
+def claim_volumes(
+    node: Node, view: View, wish: CreateWish, host: str, undo: contextlib.ExitStack
+) -> bool:
+    """Claim the new volumes of a wish for a host until they are settled; say whether."""
+    value = dump_json({"host": host, "token": secrets.token_hex(8)})
+    rows = {key_of("volumes", v): value for v in wish.volumes if v not in view.volumes}
+    if rows and not node.mesh.claim_all(rows, lease=node.lease_id()):
+        return False
+    undo.callback(let_volumes_go, node, rows)
+    return True
+
+
+def images_of(view: View) -> dict[str, set[str]]:
+    """Return the names and ids of the images that each living host has."""
+    found = {}
+    for host, listed in good_answers(ask_hosts(view, "GET", "/images/json")).items():
+        tags = {tag for image in listed for tag in image.get("RepoTags") or ()}
+        ids = {image["Id"].removeprefix("sha256:") for image in listed}
+        short = {text for i in ids for text in (f"sha256:{i}", i[:12])}
+        found[host] = tags | {tag.rpartition(":")[0] for tag in tags} | ids | short
+    return found
 
 
 def let_volumes_go(node: Node, rows: Mapping[str, bytes]) -> None:
@@ -5278,7 +5726,7 @@ def keep_created(call: Call, claim: Claim, wish: CreateWish, host: str, containe
         for volume in wish.volumes:
             if not node.view.volumes.get(volume, VolumePin(host, settled=False)).settled:
                 node.mesh.write(key_of("volumes", volume), dump_json({"host": host}))
-        keep_name(node, claim, host, container_id)
+        keep_name(node, claim, host, container_id, wish.needs)
     except (LostClaim, MeshDown):
         engine = node.require_engine(node.view, host)
         with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
@@ -5625,7 +6073,7 @@ def create_volume(call: Call) -> Reply:
     node, key = call.node, key_of("volumes", name)
     view = call.view_for_change()
     wish = read_create("volume", {"HostConfig": {"Binds": [f"{name}:/volume"]}})
-    host = place(view, wish, pins_of(view, wish))
+    host = place(view, wish, pins_of(view, wish), policy=node.policy).host
     new = name not in view.volumes and node.mesh.claim_all({key: dump_json({"host": host})})
     if not new:
         host = node.sync_view().volumes[name].host
@@ -7429,18 +7877,24 @@ class Publisher:
         return dump_json({"host": self._host, "id": container_id})
 
     def _release_name(self, name: str, container_id: str) -> int:
-        return self._node.mesh.delete(key_of("names", name), value=self._name_value(container_id))
+        entry = self._node.mesh.read(key_of("names", name))
+        if entry is None:
+            return 0
+        holder = ROWS["names"](name, json.loads(entry.value))
+        ours = (holder.host, holder.id) == (self._host, container_id)
+        return self._node.mesh.delete(entry.key, value=entry.value) if ours else 0
 
     def _hold_name(self, name: str, container_id: str) -> None:
         """See that the name is the container's: it may have been made without arpanet."""
-        if self._node.view.names.get(name) == NameEntry(self._host, container_id):
+        known = self._node.view.names.get(name)
+        if known and (known.host, known.id) == (self._host, container_id):
             return
         key = key_of("names", name)
         entry = self._node.mesh.read(key)
         if entry is None:
             self._node.mesh.claim(key, self._name_value(container_id))
             return
-        holder = row_of("names", name, json.loads(entry.value))
+        holder = ROWS["names"](name, json.loads(entry.value))
         if holder.host != self._host or holder.id not in ("", container_id):
             log.warning(
                 "the name %s is taken by %s; the one here is %s@%s",
@@ -7539,6 +7993,7 @@ def engine_facts(engine: Any) -> dict[str, Any]:
         "id": info.get("ID", ""),
         "cpus": info.get("NCPU", 0),
         "memory_bytes": info.get("MemTotal", 0),
+        "driver": info.get("Driver", ""),
         "labels": info.get("Labels") or [],
         "resolvers": [ip for ip in read_resolvers() if not ip.startswith("127.")],
     }
@@ -8015,6 +8470,7 @@ class Slave:
             "machine": self.machine,
             "version": __version__,
             "engine": engine_facts(self.engine),
+            "labels": dict(settings.label),
         }
         key = key_of("hosts", settings.hostname)
         if not known and mesh.claim(key, dump_json(row)) is None:
@@ -9114,7 +9570,9 @@ def add_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
     for row in SETTINGS:
         if role in row.roles and (verb == "start" or row.name in ASKED):
             text = f"{row.help} [{row.variable}]"
-            parser.add_argument(row.flag, dest=f"set_{row.name}", metavar=row.metavar, help=text)
+            several = "append" if row.metavar.endswith(",…]") else "store"
+            name = f"set_{row.name}"
+            parser.add_argument(row.flag, dest=name, action=several, metavar=row.metavar, help=text)
 
 
 ASKED = ("ip", "masters", "hostname", "api_port", "agent_port", "etcd_port", "run_dir", "state_dir")
@@ -9149,7 +9607,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit code. The only place that prints an error."""
     write_to_any_terminal()
     options = build_parser().parse_args(arguments)
-    flags = {k.removeprefix("set_"): v for k, v in vars(options).items() if k.startswith("set_")}
+    flags = {
+        k.removeprefix("set_"): ",".join(v) if isinstance(v, list) else v
+        for k, v in vars(options).items()
+        if k.startswith("set_")
+    }
     environment = os.environ  # noqa: TID251 (the one place that reads it)
     try:
         if options.role in TEXTS:

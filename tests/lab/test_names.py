@@ -136,12 +136,15 @@ def test_without_a_name_the_answer_says_what_to_type(net: Lab) -> None:
     assert engine_names(net) == []
 
 
-def test_a_new_name_with_an_at_sign_is_refused(net: Lab) -> None:
-    done = docker(net, "run", "-d", "--name", "web@h2", *SLEEP, check=False)
-    assert done.returncode == 125
-    assert "a new name cannot hold an @" in done.stderr
-    assert "--name web" in done.stderr
-    assert engine_names(net) == []
+def test_a_new_name_with_an_at_sign_asks_for_that_host(net: Lab) -> None:
+    for host in ("h3", "h2"):
+        docker(net, "run", "-d", "--name", f"web-{host}@{host}", *SLEEP)
+    assert engine_names(net) == ["web-h2@h2", "web-h3@h3"]
+    for name, words in (("web@h9", "h1: host==h9 does not hold: it is h1"), ("web@", "--name web")):
+        done = docker(net, "run", "-d", "--name", name, *SLEEP, check=False)
+        assert done.returncode == 125
+        assert words in done.stderr
+    assert engine_names(net) == ["web-h2@h2", "web-h3@h3"]
 
 
 @pytest.mark.parametrize("name", ["a b", "a/b", "-a", "_a", ".a", "a", "a:b", "ä1", "a\tb", "a%"])

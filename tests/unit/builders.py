@@ -16,8 +16,11 @@ from arpanet import (
     Link,
     MasterInfo,
     NameEntry,
+    Needs,
+    Order,
     View,
     VolumePin,
+    parse_rule,
 )
 
 # the same examples on every run, and no files: a failure here is a failure everywhere
@@ -38,7 +41,8 @@ def id_of(name: str) -> str:
 def host(name: str = "h1", ip: str = "", **engine: Any) -> Host:
     """Return a host; h3 is at 127.9.0.3, where nobody listens."""
     address = ip or f"127.9.0.{name.removeprefix('h')}"
-    return Host(name, address, 8792, f"machine-{name}", "0.1.0", {**ENGINE, **engine})
+    labels = engine.pop("labels", {})
+    return Host(name, address, 8792, f"machine-{name}", "0.1.0", {**ENGINE, **engine}, labels)
 
 
 def container(
@@ -51,6 +55,8 @@ def container(
     ip: str = "172.17.0.2",
     expose: Sequence[str] = (),
     bindings: Sequence[str] = (),
+    memory_bytes: int = 0,
+    nano_cpus: int = 0,
     links: Sequence[Link] = (),
     state: Mapping[str, Any] | None = None,
     **summary: Any,
@@ -67,7 +73,7 @@ def container(
         summary={"Id": container_id, "Created": created, **networks, **summary},
         state={**facts, **times, **(state or {})},
         expose=tuple(expose),
-        bindings=tuple(bindings),
+        needs=Needs(memory_bytes, nano_cpus, tuple(bindings)),
         links=tuple(links),
         created=f"{created:012}",
     )
@@ -80,12 +86,14 @@ def view(
     volumes: Mapping[str, str] | None = None,
     vips: Mapping[str, str] | None = None,
     names: Mapping[str, NameEntry] | None = None,
+    orders: Mapping[str, Order] | None = None,
 ) -> View:
     """Return a view with these containers, their names, and three hosts that are up."""
     known = [host(h) if isinstance(h, str) else h for h in hosts]
     return View(
         revision=7,
         hosts={h.name: h for h in known},
+        orders=dict(orders or {}),
         alive={h.name: h.machine for h in known if h.name not in down},
         masters={h.name: MasterInfo(h.name, h.ip, 8791, "0.1.0") for h in known},
         containers={c.id: c for c in containers},
@@ -97,12 +105,15 @@ def view(
 
 
 def wish(name: str = "new", **fields: Any) -> CreateWish:
-    """Return what a plain docker run asks for."""
+    """Return what a plain docker run asks for; rules as texts, needs by their names."""
     nothing: dict[str, Any] = {
         "image": "busybox", "env": (), "links": (), "binds": (), "volumes": (), "companions": (),
-        "bindings": (), "networks": (),
+        "networks": (),
     }  # fmt: skip
-    return CreateWish(name=name, **{**nothing, **fields})
+    needs = Needs(**{key: fields.pop(key) for key in Needs._fields if key in fields})
+    for kind in ("constraints", "affinities"):
+        fields[kind] = tuple(parse_rule(text) for text in fields.get(kind, ()))
+    return CreateWish(name=name, **{**nothing, "needs": needs, **fields})
 
 
 def agent_of(name: str) -> HostPort:

@@ -18,6 +18,7 @@ from arpanet import (
     Link,
     LinkTarget,
     LinkWish,
+    Needs,
     bind_of,
     check_new_name,
     create_body,
@@ -39,7 +40,7 @@ def test_a_name_is_taken_as_it_is(name: str) -> None:
 WRONG_NAMES = [
     ("", "docker run --name NAME"),
     ("/", "docker run --name NAME"),
-    ("web@h1", "try: --name web"),
+    ("web@h1", "Invalid container name (web@h1)"),
     ("a", "Invalid container name (a), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"),
     ("-web", "Invalid container name"),
     ("web\n", "Invalid container name"),
@@ -60,15 +61,104 @@ def test_a_name_that_cannot_be_is_refused(name: str, words: str) -> None:
 
 def test_arpanets_variables_are_taken_out_in_the_order_of_their_numbers() -> None:
     env = ["A=1", "ARPANET_LINK10=c", "ARPANET_LINK2=b:x", "ARPANET_LINK=a", "ARPANET_VOLUME1=/d"]
-    assert split_env([*env, "B"]) == (("A=1", "B"), ("a", "b:x", "c"), ("/d",))
+    assert split_env([*env, "B"]) == (("A=1", "B"), ("a", "b:x", "c"), ("/d",), {}, {})
 
 
 @pytest.mark.parametrize(
-    "line", ["ARPANET_LINKS=a", "ARPANET_LINK1=", "ARPANET_VOLUME1", "ARPANET_X=1", "ARPANET_=1"]
-)
+    "line",
+    [
+        "ARPANET_LINKS=a", "ARPANET_LINK1=", "ARPANET_VOLUME1", "ARPANET_X=1", "ARPANET_=1",
+        "ARPANET_HOST1=h1", "ARPANET_HOST", "ARPANET_CONSTRAINT1=", "ARPANET_AFFINITIES=a==b",
+    ],
+)  # fmt: skip
 def test_a_variable_of_arpanet_that_means_nothing_is_refused(line: str) -> None:
     with pytest.raises(BadRequest, match=line.partition("=")[0]):
         split_env([line])
+
+
+def test_who_types_a_variable_that_is_not_there_is_told_which_are() -> None:
+    with pytest.raises(BadRequest) as caught:
+        split_env(["ARPANET_ZONE=b"])
+    for name in ("LINK1", "VOLUME1", "HOST", "CONSTRAINT1", "AFFINITY1"):
+        assert f"ARPANET_{name}=" in str(caught.value)
+
+
+# ---- wishes for a host
+
+SWARM_C, SWARM_A = "com.docker.swarm.constraints", "com.docker.swarm.affinities"
+BOTH = {SWARM_C: '["zone==b"]', SWARM_A: '["image==a"]'}
+HOST_WISHES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
+    ("web@h2", {}, ["host==h2"], []),
+    ("web", {"Env": ["ARPANET_HOST=h2"]}, ["host==h2"], []),
+    ("web", {"Env": ["ARPANET_HOST=~h*"]}, ["host==~h*"], []),
+    ("web@h2", {"Env": ["ARPANET_HOST=h1"]}, ["host==h2"], []),
+    ("web", {"Env": ["ARPANET_CONSTRAINT1=zone==b"]}, ["zone==b"], []),
+    ("web", {"Env": ["ARPANET_CONSTRAINT=zone!=~/b|c/"]}, ["zone!=~/b|c/"], []),
+    ("web", {"Env": ["ARPANET_AFFINITY3=container==db"]}, [], ["container==db"]),
+    ("web", {"Env": ["constraint:zone==b", "affinity:image!=a"]}, ["zone==b"], ["image!=a"]),
+    ("web", {"Labels": {"arpanet.host": "h2"}}, ["host==h2"], []),
+    ("web", {"Labels": {"arpanet.constraint7": "zone==b"}}, ["zone==b"], []),
+    ("web", {"Labels": {"arpanet.affinity": "tier==front"}}, [], ["tier==front"]),
+    ("web", {"Labels": BOTH}, ["zone==b"], ["image==a"]),
+    ("web", {"Env": ["constraint:health==healthy"]}, [], []),
+    ("web", {"Labels": {"arpanet.links": "[]", "arpanet.hosts": "a", "zone": "b"}}, [], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "body", "constraints", "affinities"), HOST_WISHES)
+def test_a_wish_for_a_host_is_read_and_leaves_the_environment(
+    name: str, body: dict[str, Any], constraints: list[str], affinities: list[str]
+) -> None:
+    read = read_create(name, dict(body, Image="busybox"))
+    assert read.name == "web"
+    assert [str(rule) for rule in read.constraints] == constraints
+    assert [str(rule) for rule in read.affinities] == affinities
+    assert read.env == ()
+
+
+@pytest.mark.parametrize(("name", "body", "constraints", "affinities"), HOST_WISHES)
+def test_the_labels_that_record_a_wish_are_the_same_wish(
+    name: str, body: dict[str, Any], constraints: list[str], affinities: list[str]
+) -> None:
+    made = create_body(body, read_create(name, body), [], [])
+    again = read_create("web", {"Labels": made["Labels"]})
+    assert [str(rule) for rule in again.constraints] == constraints
+    assert [str(rule) for rule in again.affinities] == affinities
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("web@", {}),
+        ("web", {"Env": ["ARPANET_CONSTRAINT1=zone=b"]}),
+        ("web", {"Env": ["ARPANET_CONSTRAINT1=zone"]}),
+        ("web", {"Env": ["ARPANET_CONSTRAINT1===b"]}),
+        ("web", {"Env": ["ARPANET_CONSTRAINT1=zone=="]}),
+        ("web", {"Env": ["ARPANET_CONSTRAINT1=zone==/(/"]}),
+        ("web", {"Env": ["constraint:zone"]}),
+        ("web", {"Labels": {"arpanet.affinity1": "container"}}),
+        ("web", {"Labels": {SWARM_C: "zone==b"}}),
+        ("web", {"Labels": {SWARM_C: "[1]"}}),
+        ("web", {"Labels": {SWARM_A: ["image==a"]}}),
+    ],
+)
+def test_a_wish_for_a_host_that_is_none_is_refused(name: str, body: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest):
+        read_create(name, body)
+
+
+NEEDS = [
+    ({"Memory": 64 << 20}, Needs(memory_bytes=64 << 20)),
+    ({"NanoCpus": 5 * 10**8}, Needs(nano_cpus=5 * 10**8)),
+    ({"CpuShares": 512}, Needs(nano_cpus=5 * 10**8)),
+    ({"CpuShares": 512, "NanoCpus": 10**9}, Needs(nano_cpus=10**9)),
+    ({"Memory": -1, "CpuShares": "x", "NanoCpus": None}, Needs()),
+]
+
+
+@pytest.mark.parametrize(("host_config", "needs"), NEEDS)
+def test_what_a_container_takes_of_its_host(host_config: dict[str, Any], needs: Needs) -> None:
+    assert read_create("web", {"HostConfig": host_config}).needs == needs
 
 
 LINKS = [

@@ -551,7 +551,7 @@ CREATES: list[tuple[str, bytes, str]] = [
     ("x", b"[]", "the body must be a JSON object"),
     ("x", b"{", "the body is not JSON"),
     ("", b"{}", "a container needs a name here"),
-    ("a@h1", b"{}", "try: --name a"),
+    ("ab@", b"{}", "try: --name ab"),
     ("xx", b'{"Env": "A=1"}', "Env must be a list of strings"),
     ("xx", b'{"Env": ["ARPANET_LINK1=ghost"]}', "No such container: ghost"),
 ]

@@ -126,7 +126,7 @@ def test_a_slave_publishes_what_the_view_needs() -> None:
     read = apply_changes(View(), 1, [put("containers/h1/abc", record)]).containers["abc"]
     assert (read.name, read.running, read.state["Health"]) == ("web", True, "healthy")
     assert read.expose == ("53/udp", "80/tcp")
-    assert read.bindings == ("8080/tcp",)
+    assert read.needs == arpanet.Needs(bindings=("8080/tcp",))
 
 
 BINDINGS: list[tuple[dict[str, Any], list[str]]] = [

@@ -4,15 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 from typing import Any
 
 import pytest
-from builders import HOSTS, container, view, wish
+from builders import HOSTS, container, host, id_of, view, wish
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arpanet import BadRequest, CreateWish, Making, NameEntry, NoRoom, View, pins_of, place
+from arpanet import (
+    BadRequest,
+    Change,
+    CreateWish,
+    Host,
+    Making,
+    NameEntry,
+    Needs,
+    NoRoom,
+    Order,
+    Placement,
+    Policy,
+    View,
+    apply_changes,
+    dump_json,
+    has_room,
+    pins_of,
+    place,
+)
 
+GB, CPU = 2**30, 10**9
+
+
+def zones(**zone: str) -> list[Host]:
+    """Return hosts with a label zone, and 4 GB and 4 CPUs each."""
+    return [host(h, labels={"zone": z}, memory_bytes=4 * GB, cpus=4) for h, z in zone.items()]
+
+
+AB = zones(h1="a", h2="b", h3="b")
+DISK = host("h2")._replace(engine={"labels": ["disk=ssd", "zone=x"]})
+IMAGES = {"h1": {"busybox", "busybox:latest"}, "h3": {"redis", "redis:7"}}
 CROWD = [container(name, "h2") for name in "bcd"]  # h1 would be chosen, if it could
 TABLE: list[tuple[str, View, CreateWish, str]] = [
     ("nothing runs: the first name", view(), wish(), "h1"),
@@ -54,21 +84,319 @@ TABLE: list[tuple[str, View, CreateWish, str]] = [
         wish(bindings=("80/tcp",)),
         "h2",
     ),
+    (
+        "not where its port is about to be taken",
+        view(names={"x": NameEntry("h1", "", Needs(0, 0, ("80/tcp",)))}, hosts=["h1", "h2"]),
+        wish(bindings=("80/tcp",)),
+        "h2",
+    ),
+    ("its host, by name", view(), wish(constraints=["host==h2"]), "h2"),
+    ("its host, as Swarm calls it", view(), wish(constraints=["node==h2"]), "h2"),
+    ("any host but one", view(), wish(constraints=["host!=h1"]), "h2"),
+    ("hosts like these", view(), wish(constraints=["host==*3"]), "h3"),
+    ("hosts that an expression fits", view(), wish(constraints=["host==/[23]$/"]), "h2"),
+    ("a glob fits the whole name", view(), wish(constraints=["host!=1"]), "h1"),
+    ("rather this one", view(), wish(constraints=["host==~h3"]), "h3"),
+    ("rather not this one", view(), wish(constraints=["host!=~h1"]), "h2"),
+    ("a wish that cannot be is let go", view(), wish(constraints=["host==~h9"]), "h1"),
+    (
+        "of two wishes one is better than none",
+        view(hosts=AB),
+        wish(constraints=["zone==~b", "zone==~c"]),
+        "h2",
+    ),
+    ("its label", view(hosts=AB), wish(constraints=["zone==b"]), "h2"),
+    ("two rules", view(hosts=AB), wish(constraints=["zone==b", "host!=h2"]), "h3"),
+    ("who has no label has no other one", view(), wish(constraints=["zone!=b"]), "h1"),
+    (
+        "a label of the engine",
+        view(hosts=["h1", DISK]),
+        wish(constraints=["disk==ssd"]),
+        "h2",
+    ),
+    (
+        "a label that was given later",
+        view(hosts=AB, orders={"h3": Order("", {"zone": "c"})}),
+        wish(constraints=["zone==c"]),
+        "h3",
+    ),
+    (
+        "a label that was taken away",
+        view(hosts=AB, orders={"h2": Order("", {"zone": None})}),
+        wish(constraints=["zone==b"]),
+        "h3",
+    ),
+    (
+        "an engine of its kind",
+        view(hosts=["h1", host("h2", arch="arm64")]),
+        wish(constraints=["architecture==arm64"]),
+        "h2",
+    ),
+    (
+        "a kernel, a version, a system, a driver",
+        view(hosts=["h1", host("h2", kernel="6.1", version="24", os="Debian 12", driver="zfs")]),
+        wish(
+            constraints=[
+                "kernelversion==6.*",
+                "engineversion==24",
+                "operatingsystem==/(?i)debian/",
+                "storagedriver==zfs",
+            ]
+        ),
+        "h2",
+    ),
+    (
+        "where a container is",
+        view(container("db", "h3")),
+        wish(affinities=["container==db"]),
+        "h3",
+    ),
+    (
+        "where a container is, by its id",
+        view(container("db", "h3")),
+        wish(affinities=[f"container=={id_of('db')}"]),
+        "h3",
+    ),
+    (
+        "where a container is, by its full name",
+        view(container("db", "h3")),
+        wish(affinities=["container==db@h3"]),
+        "h3",
+    ),
+    (
+        "where a container is being made",
+        view(names={"db": NameEntry("h3", "")}),
+        wish(affinities=["container==db"]),
+        "h3",
+    ),
+    (
+        "where no such container is",
+        view(container("db1", "h1"), container("db2", "h2"), container("x", "h3")),
+        wish(affinities=["container!=db*"]),
+        "h3",
+    ),
+    ("where an image is", view(), wish(affinities=["image==redis"]), "h3"),
+    ("where an image of that tag is", view(), wish(affinities=["image==redis:7"]), "h3"),
+    ("where an image is not", view(), wish(affinities=["image!=busybox"]), "h2"),
+    (
+        "where a container with a label is",
+        view(container("a", "h2", Labels={"tier": "front"}), container("b", "h1")),
+        wish(affinities=["tier==front"]),
+        "h2",
+    ),
+    (
+        "where none with a label is",
+        view(container("a", "h1", Labels={"tier": "front"}), *CROWD, hosts=["h1", "h2"]),
+        wish(affinities=["tier!=front"]),
+        "h2",
+    ),
+    (
+        "an affinity that cannot be is let go",
+        view(container("a", "h1")),
+        wish(affinities=["container==~nosuch"]),
+        "h2",
+    ),
+    ("not a host that is drained", view(orders={"h1": Order("drained")}), wish(), "h2"),
+    ("not a host that is cordoned", view(orders={"h1": Order("cordoned")}), wish(), "h2"),
+    (
+        "a cordoned host that is named",
+        view(orders={"h2": Order("cordoned")}),
+        wish(constraints=["host==h2"]),
+        "h2",
+    ),
+    (
+        "a cordoned host that has its volume",
+        view(orders={"h2": Order("cordoned")}, volumes={"data": "h2"}),
+        wish(volumes=("data",)),
+        "h2",
+    ),
+    (
+        "where there is memory",
+        view(container("a", "h1", memory_bytes=3 * GB), *CROWD, hosts=AB),
+        wish(memory_bytes=2 * GB, constraints=["host!=h3"]),
+        "h2",
+    ),
+    (
+        "where there are CPUs",
+        view(container("a", "h1", nano_cpus=3 * CPU), *CROWD, hosts=AB),
+        wish(nano_cpus=2 * CPU, constraints=["host!=h3"]),
+        "h2",
+    ),
+    (
+        "the last byte is given away",
+        view(container("a", "h1", memory_bytes=3 * GB), hosts=AB[:1]),
+        wish(memory_bytes=GB),
+        "h1",
+    ),
+    (
+        "what is being made takes memory too",
+        view(names={"x": NameEntry("h1", "", Needs(3 * GB))}, hosts=AB),
+        wish(memory_bytes=2 * GB, constraints=["host!=h3"]),
+        "h2",
+    ),
+    (
+        "who asks for nothing needs no room",
+        view(container("a", "h1", memory_bytes=9 * GB), *CROWD, hosts=AB[:2]),
+        wish(),
+        "h1",
+    ),
+    (
+        "a host that does not say what it has, has enough",
+        view(hosts=["h1"]),
+        wish(memory_bytes=9 * GB, nano_cpus=99 * CPU),
+        "h1",
+    ),
+    (
+        "more CPUs than any host has: its engine says so",
+        view(hosts=AB),
+        wish(nano_cpus=5 * CPU),
+        "h1",
+    ),
+    (
+        "memory that was asked for is spread",
+        view(container("a", "h1", memory_bytes=GB), container("b", "h2"), *CROWD, hosts=AB[:2]),
+        wish(memory_bytes=GB),
+        "h2",
+    ),
 ]
+POLICIES: list[tuple[str, View, CreateWish, Policy, str]] = [
+    (
+        "spread: fewest",
+        view(container("a", "h1"), container("b", "h2")),
+        wish(),
+        Policy("spread"),
+        "h3",
+    ),
+    (
+        "binpack: most",
+        view(container("a", "h2"), container("b", "h3"), container("c", "h3")),
+        wish(),
+        Policy("binpack"),
+        "h3",
+    ),
+    ("binpack: of the same the first name", view(), wish(), Policy("binpack"), "h1"),
+    (
+        "binpack: what is fullest of what is asked for",
+        view(
+            container("a", "h2", memory_bytes=2 * GB), container("b", "h1", nano_cpus=CPU), hosts=AB
+        ),
+        wish(memory_bytes=GB),
+        Policy("binpack"),
+        "h2",
+    ),
+    (
+        "binpack: until it is full",
+        view(
+            container("a", "h2", memory_bytes=4 * GB),
+            container("b", "h3", memory_bytes=GB),
+            hosts=AB,
+        ),
+        wish(memory_bytes=GB),
+        Policy("binpack"),
+        "h3",
+    ),
+    ("random: by its name", view(), wish("a"), Policy("random"), "h2"),
+    ("random: another by another name", view(), wish("b"), Policy("random"), "h3"),
+    (
+        "random: what is asked for comes first",
+        view(),
+        wish("b", constraints=["host!=h3"]),
+        Policy("random"),
+        "h1",
+    ),
+    (
+        "binpack: a soft wish comes first",
+        view(*CROWD),
+        wish(constraints=["host==~h3"]),
+        Policy("binpack"),
+        "h3",
+    ),
+    (
+        "overcommit: more than there is",
+        view(container("a", "h1", memory_bytes=4 * GB), hosts=AB[:1]),
+        wish(memory_bytes=GB),
+        Policy("spread", 0.25),
+        "h1",
+    ),
+    (
+        "overcommit: some is kept back",
+        view(container("a", "h3"), hosts=[*AB[:1], host("h3", cpus=8)]),
+        wish(nano_cpus=4 * CPU),
+        Policy("spread", -0.5),
+        "h3",
+    ),
+]
+
+
+def where(seen: View, asked: CreateWish, policy: Policy = Policy()) -> Placement:  # noqa: B008
+    return place(seen, asked, pins_of(seen, asked), images=IMAGES, policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "policy", "chosen"),
+    [row[1:] for row in POLICIES],
+    ids=[row[0] for row in POLICIES],
+)
+def test_a_host_is_chosen_by_the_policy(
+    seen: View, asked: CreateWish, policy: Policy, chosen: str
+) -> None:
+    assert where(seen, asked, policy).host == chosen
+
+
+def test_a_placement_says_why() -> None:
+    seen = view(container("db", "h2"), hosts=AB, orders={"h3": Order("drained")})
+    asked = wish(constraints=["zone==b"], affinities=["container==~x"], memory_bytes=GB)
+    placed = where(seen, asked)
+    assert placed.host == "h2"
+    assert placed.reason.startswith("zone==b, 1024 MiB of memory; spread over h2, 1 containers")
+    assert placed.refused == {"h1": "zone==b does not hold: it is a", "h3": "the host is drained"}
+    assert where(view(), wish()).asked == ""
+
+
+def names_row(host_name: str, **needs: Any) -> bytes:
+    """Return the row of a name that is claimed."""
+    return dump_json({"host": host_name, "id": "", "token": "t", **Needs(**needs)._asdict()})
+
+
+def test_of_those_that_take_the_last_room_at_once_the_first_keeps_it() -> None:
+    rows = [
+        Change("/arpanet/names/a", names_row("h1", memory_bytes=GB), 11),
+        Change("/arpanet/names/b", names_row("h1", memory_bytes=GB), 12),
+        Change("/arpanet/names/c", names_row("h1", bindings=("80/tcp",)), 13),
+        Change("/arpanet/names/d", names_row("h1", bindings=("80/tcp",)), 14),
+    ]
+    seen = apply_changes(view(container("x", "h1", memory_bytes=3 * GB), hosts=AB), 14, rows)
+
+    def told(name: str, revision: int, **needs: Any) -> str:
+        return has_room(seen, wish(name, **needs), "h1", revision, Policy())
+
+    assert told("a", 11, memory_bytes=GB) == ""
+    assert told("b", 12, memory_bytes=GB) == "0 MiB of 4096 MiB of memory are left"
+    assert told("c", 13, bindings=("80/tcp",)) == ""
+    assert told("d", 14, bindings=("80/tcp",)) == "port 80/tcp is taken"
 
 
 @pytest.mark.parametrize(
     ("seen", "asked", "chosen"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
 )
 def test_a_host_is_chosen(seen: View, asked: CreateWish, chosen: str) -> None:
-    assert place(seen, asked, pins_of(seen, asked)) == chosen
+    assert where(seen, asked).host == chosen
 
 
 def test_containers_asked_for_at_once_are_spread() -> None:
     making, seen = Making(), view()
-    assert [making.place(seen, wish(name), {}) for name in ("a1", "b1", "c1")] == [*HOSTS]
+    assert [making.place(seen, wish(name), {}).host for name in ("a1", "b1", "c1")] == [*HOSTS]
     making.done("b1")
-    assert making.place(seen, wish("d1"), {}) == HOSTS[1]
+    assert making.place(seen, wish("d1"), {}).host == HOSTS[1]
+
+
+def test_what_is_asked_for_at_once_shares_what_there_is() -> None:
+    making, seen = Making(), view(hosts=AB)
+    hosts = [making.place(seen, wish(f"a{n}", memory_bytes=2 * GB), {}).host for n in range(6)]
+    assert sorted(hosts) == ["h1", "h1", "h2", "h2", "h3", "h3"]
+    with pytest.raises(NoRoom, match="h1: 0 MiB of 4096 MiB of memory are left; h2: 0 MiB"):
+        making.place(seen, wish("a7", memory_bytes=2 * GB), {})
+    assert making.place(seen, wish("a1", memory_bytes=2 * GB), {}).host == "h2", "placed again"
 
 
 REFUSALS: list[tuple[str, View, CreateWish, list[str]]] = [
@@ -98,6 +426,46 @@ REFUSALS: list[tuple[str, View, CreateWish, list[str]]] = [
         wish(bindings=("80/tcp",)),
         ["h1: port 80/tcp is taken"],
     ),
+    (
+        "one reason for each host",
+        view(
+            container("a", "h2", memory_bytes=4 * GB),
+            hosts=[*AB, host("h4", labels={"zone": "b"})],
+            down=["h3"],
+            orders={"h4": Order("drained")},
+        ),
+        wish(constraints=["zone==b"], memory_bytes=GB),
+        [
+            "no host can take new: h1: zone==b does not hold: it is a; "
+            "h2: 0 MiB of 4096 MiB of memory are left; h3: the host is down; "
+            "h4: the host is drained"
+        ],
+    ),
+    (
+        "no such host",
+        view(),
+        wish(constraints=["host==h9"]),
+        ["h1: host==h9 does not hold: it is h1"],
+    ),
+    ("no such label", view(), wish(constraints=["zone==b"]), ["h1: zone==b does not hold; h2"]),
+    (
+        "no such container",
+        view(container("a", "h1")),
+        wish(affinities=["container==db"]),
+        ["h1: container==db does not hold; h2: container==db does not hold"],
+    ),
+    (
+        "too many CPUs",
+        view(container("a", "h4"), hosts=[*AB, host("h4", cpus=8)], down=["h4"]),
+        wish(nano_cpus=5 * CPU),
+        ["h1: 4 of 4 CPUs are left", "h4: the host is down"],
+    ),
+    (
+        "a drained host takes nothing, also what names it",
+        view(orders={"h1": Order("drained")}),
+        wish(constraints=["host==h1"]),
+        ["h1: the host is drained", "h2: host==h1"],
+    ),
 ]
 
 
@@ -108,7 +476,7 @@ def test_no_room_gives_the_reason_of_each_host(
     seen: View, asked: CreateWish, told: list[str]
 ) -> None:
     with pytest.raises(NoRoom) as caught:
-        place(seen, asked, pins_of(seen, asked))
+        where(seen, asked)
     for part in told:
         assert part in str(caught.value)
     assert caught.value.status == 503  # a 404 would make the docker client pull
@@ -121,6 +489,9 @@ def test_a_companion_that_is_not_there_is_a_bad_request() -> None:
 
 PORTS = ["80/tcp", "81/tcp", "10.0.0.9:80/tcp", "127.0.0.1:80/tcp", "80/udp"]
 NAMES = [f"h{n}" for n in range(1, 6)]
+RULES = ["zone==a", "zone!=a", "zone==~a", "host==h1", "host!=h2", "host==/[135]/", "host==h[123]"]
+KINDS = ["container==c0", "container!=c*", "container==~c1", "tier==x", "tier!=x", "image==redis"]
+ROOM = [0, 1, 2, 5]
 
 
 @st.composite
@@ -128,19 +499,45 @@ def situations(draw: st.DrawFn) -> tuple[View, CreateWish]:
     """Draw a cluster of some hosts, and something to be placed in it."""
     hosts = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1))
     some_hosts = st.lists(st.sampled_from(hosts), unique=True)
-    spots = draw(st.lists(st.tuples(st.sampled_from(hosts), st.sets(st.sampled_from(PORTS)))))
+    on, room, ports = st.sampled_from(hosts), st.sampled_from(ROOM), st.sampled_from(PORTS)
+    spot = st.tuples(on, st.sets(ports, max_size=2), room, room, st.sampled_from("xy"))
+    spots = draw(st.lists(spot, max_size=6))
     containers = [
-        container(f"c{n}", on, bindings=sorted(ports)) for n, (on, ports) in enumerate(spots)
+        container(
+            f"c{n}",
+            h,
+            bindings=sorted(taken),
+            memory_bytes=m,
+            nano_cpus=c * CPU,
+            Labels={"tier": t},
+        )
+        for n, (h, taken, m, c, t) in enumerate(spots)
     ]
     volumes = draw(st.dictionaries(st.sampled_from("xyz"), st.sampled_from(hosts)))
-    seen = view(*containers, hosts=hosts, down=draw(some_hosts), volumes=volumes)
+    states = st.sampled_from(["", "cordoned", "drained"])
+    said = st.builds(Order, states, st.dictionaries(st.just("zone"), st.sampled_from(["a", None])))
+    seen = view(
+        *containers,
+        hosts=[
+            host(h, labels={"zone": draw(st.sampled_from("ab"))}, memory_bytes=5, cpus=5)
+            for h in hosts
+        ],
+        down=draw(some_hosts),
+        volumes=volumes,
+        names={f"n{n}": NameEntry(h, "", Needs(m)) for n, (h, _, m, _, _) in enumerate(spots[:2])},
+        orders=draw(st.dictionaries(st.sampled_from(hosts), said)),
+    )
     companions = [c.name for c in containers[:3]]
     asked = wish(
         volumes=tuple(draw(st.sets(st.sampled_from("xyz"), max_size=2))),
         companions=tuple(draw(st.sets(st.sampled_from(companions), max_size=1)))
         if companions
         else (),
-        bindings=tuple(draw(st.sets(st.sampled_from(PORTS), max_size=2))),
+        bindings=tuple(draw(st.sets(ports, max_size=2))),
+        memory_bytes=draw(room),
+        nano_cpus=draw(room) * CPU,
+        constraints=draw(st.lists(st.sampled_from(RULES), max_size=2)),
+        affinities=draw(st.lists(st.sampled_from(KINDS), max_size=1)),
     )
     return seen, asked
 
@@ -151,34 +548,76 @@ def clash(wanted: str, held: str) -> bool:
     return port == other_port and (ip == other_ip or "" in (ip, other_ip))
 
 
+def holds(seen: View, rule: str, name: str) -> bool:
+    """Return whether a host satisfies one of the rules above, said in another way than place()."""
+    zone = seen.orders.get(name, Order()).labels.get("zone", seen.hosts[name].labels["zone"])
+    here = [c for c in seen.containers.values() if c.host == name]
+    tiers = {c.summary["Labels"]["tier"] for c in here}
+    return {
+        "zone==a": zone == "a",
+        "zone!=a": zone != "a",
+        "host==h1": name == "h1",
+        "host!=h2": name != "h2",
+        "host==/[135]/": name in ("h1", "h3", "h5"),
+        "host==h[123]": name in ("h1", "h2", "h3"),
+        "container==c0": "c0" in {c.name for c in here},
+        "container!=c*": not here,
+        "tier==x": "x" in tiers,
+        "tier!=x": "x" not in tiers,
+        "image==redis": name == "h3",
+    }.get(rule, True)
+
+
+def is_open(seen: View, asked: CreateWish, name: str) -> bool:
+    """Return whether a host takes this container as far as people said what it takes."""
+    pinned = {seen.volumes[v].host for v in asked.volumes if v in seen.volumes}
+    pinned |= {c.host for c in seen.containers.values() if c.name in asked.companions}
+    named = f"host=={name}" in map(str, asked.constraints)
+    state = seen.orders.get(name, Order()).state
+    return state == "" or (state == "cordoned" and (named or name in pinned))
+
+
 def fits(seen: View, asked: CreateWish, name: str) -> bool:
     """Return whether a host satisfies all that is asked for, said in another way than place()."""
     here = [c for c in seen.containers.values() if c.host == name]
+    soon = [e for n, e in seen.names.items() if n.startswith("n") and e.host == name]
+    ports = [binding for c in here for binding in c.needs.bindings]
+    taken = [*(c.needs for c in here), *(e.needs for e in soon)]
+    memory = sum(needs.memory_bytes for needs in taken)
+    cpus = sum(needs.nano_cpus for needs in taken)
     return (
         name in seen.alive
+        and is_open(seen, asked, name)
         and all(seen.volumes[v].host == name for v in asked.volumes if v in seen.volumes)
         and all(c in {x.name for x in here} for c in asked.companions)
-        and not any(clash(b, h) for b in asked.bindings for c in here for h in c.bindings)
+        and not any(clash(b, taken) for b in asked.needs.bindings for taken in ports)
+        and all(holds(seen, str(rule), name) for rule in asked.constraints + asked.affinities)
+        and (not asked.needs.memory_bytes or memory + asked.needs.memory_bytes <= 5)
+        and (not asked.needs.nano_cpus or cpus + asked.needs.nano_cpus <= 5 * CPU)
     )
 
 
-@given(situations())
+policies = st.sampled_from([Policy("spread"), Policy("binpack"), Policy("random")])
+
+
+@given(situations(), policies)
 def test_a_host_that_fits_is_chosen_whenever_there_is_one(
-    situation: tuple[View, CreateWish],
+    situation: tuple[View, CreateWish], policy: Policy
 ) -> None:
     seen, asked = situation
     fitting = {name for name in seen.hosts if fits(seen, asked, name)}
     try:
-        chosen = place(seen, asked, pins_of(seen, asked))
-    except NoRoom:
+        chosen = where(seen, asked, policy).host
+    except NoRoom as e:
         assert fitting == set()
+        assert all(f"{name}: " in str(e) for name in seen.hosts)
     else:
         assert chosen in fitting
 
 
-@given(situations(), st.randoms(use_true_random=False))
+@given(situations(), policies, st.randoms(use_true_random=False))
 def test_every_master_chooses_the_same_host(
-    situation: tuple[View, CreateWish], dice: random.Random
+    situation: tuple[View, CreateWish], policy: Policy, dice: random.Random
 ) -> None:
     seen, asked = situation
 
@@ -194,10 +633,36 @@ def test_every_master_chooses_the_same_host(
         alive=shuffled(seen.alive),
         names=shuffled(seen.names),
     )
-    results = []
+    results: list[Placement | str] = []
     for one in (seen, other):
         try:
-            results.append(place(one, asked, pins_of(one, asked)))
+            results.append(where(one, asked, policy))
         except NoRoom as e:
             results.append(str(e))
     assert results[0] == results[1]
+
+
+def test_ten_times_the_hosts_and_containers_cost_about_ten_times_as_many_calls() -> None:
+    def calls(size: int) -> int:
+        counted = 0
+
+        def count(*_: Any) -> None:
+            nonlocal counted
+            counted += 1
+
+        crowd = [container(f"c{n}", f"h{n % size}", bindings=["1/tcp"]) for n in range(10 * size)]
+        seen = view(*crowd, hosts=[f"h{n}" for n in range(size)])
+        asked = wish(
+            bindings=("80/tcp",),
+            memory_bytes=1,
+            affinities=["container!=db"],
+            constraints=["host!=x"],
+        )
+        sys.setprofile(count)
+        try:
+            where(seen, asked)
+        finally:
+            sys.setprofile(None)
+        return counted
+
+    assert calls(200) < 15 * calls(20)

@@ -1,0 +1,144 @@
+"""A container goes where it was asked for, says why it is there, and no room is given twice."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from clients import ask, engine_json, engine_names, remove_containers
+from conftest import HOSTS, docker, output
+from lab import Lab
+
+ZONES = {"h1": ["zone=a"], "h2": ["zone=b"], "h3": ["zone=b", "disk=ssd"]}
+SWARM = "com.docker.swarm"
+RACE_CODE = r"""
+import http.client, json, sys, threading
+hosts, body = json.load(sys.stdin)
+barrier, answers = threading.Barrier(50), []
+def create(number):
+    connection = http.client.HTTPConnection(hosts[number % 2], 8791, timeout=120)
+    connection.connect()
+    barrier.wait()
+    connection.request("POST", f"/containers/create?name=race{number}", json.dumps(body),
+                       {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    answers.append([answer.status, answer.read().decode()])
+threads = [threading.Thread(target=create, args=(n,)) for n in range(50)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+json.dump(answers, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def zones(lab: Lab) -> Lab:
+    """Return a network whose slaves were started with labels; an image and a label are on one."""
+    for name in HOSTS:
+        peers = "boot" if name == "h1" else lab["h1"].ip
+        lab[name].run(["arpanet", "master", "start", "--peers", peers])
+    for name in HOSTS:
+        flags = [word for label in ZONES[name] for word in ("--label", label)]
+        lab[name].run(["arpanet", "slave", "start", *flags])
+    lab["h3"].run(["docker", "tag", "busybox", "rare:1"])
+    return lab
+
+
+@pytest.fixture(autouse=True)
+def clean(zones: Lab) -> Iterator[None]:
+    """Leave no container to the next test."""
+    yield
+    remove_containers(zones)
+
+
+def host_of(net: Lab, name: str) -> str:
+    """Return the host that a container is on."""
+    return str(json.loads(ask(net, "GET", f"/containers/{name}/json").text)["Host"]["Name"])
+
+
+WISHES: list[tuple[list[str], str]] = [
+    (["--name", "it@h3"], "h3"),
+    (["-e", "ARPANET_HOST=h2"], "h2"),
+    (["-l", "arpanet.host=h2"], "h2"),
+    (["-e", "ARPANET_CONSTRAINT1=disk==s*"], "h3"),
+    (["-e", "ARPANET_CONSTRAINT1=zone==/^[b-z]$/", "-e", "ARPANET_CONSTRAINT2=host!=h2"], "h3"),
+    (["-e", "ARPANET_CONSTRAINT1=disk==~ssd", "-e", "ARPANET_CONSTRAINT2=zone==~nosuch"], "h3"),
+    (["-l", "arpanet.constraint1=disk==ssd"], "h3"),
+    (["-e", "constraint:disk==ssd"], "h3"),
+    (["-l", f'{SWARM}.constraints=["node==h2"]'], "h2"),
+    (["-e", "ARPANET_AFFINITY1=container==db"], "h2"),
+    (["-e", "ARPANET_AFFINITY1=tier==data"], "h2"),
+    (["-e", "ARPANET_AFFINITY1=image==rare"], "h3"),
+    (["-e", "affinity:image==rare:1"], "h3"),
+    (["-l", f'{SWARM}.affinities=["container==db"]'], "h2"),
+    (["-e", "ARPANET_AFFINITY1=container!=db", "-e", "ARPANET_AFFINITY2=image!=rare"], "h1"),
+]
+
+
+def test_each_wish_is_granted_through_each_master(zones: Lab) -> None:
+    """One test for all, on one container to be near to: what differs is in the table."""
+    docker(zones, "create", "--name", "db@h2", "-l", "tier=data", "busybox")
+    for number, (flags, host) in enumerate(WISHES):
+        via = HOSTS[number % 3]
+        name = [] if "--name" in flags else ["--name", "it"]
+        docker(zones, "create", *name, *flags, "-e", "A=1", "busybox", via=via)
+        (it,) = json.loads(output(zones, "inspect", "it", via=via))
+        assert it["Host"]["Name"] == host, flags
+        env = [line for line in it["Config"]["Env"] if not line.startswith("PATH=")]
+        assert env == ["A=1"], flags
+        assert it["Config"]["Labels"]["arpanet.placed"].startswith(f"{host}: "), flags
+        docker(zones, "rm", "it", via=via)
+
+
+def test_who_asks_for_nothing_is_spread_and_gets_no_label(zones: Lab) -> None:
+    for number in range(3):
+        docker(zones, "create", "--name", f"c{number}", "busybox")
+        assert output(zones, "inspect", "-f", "{{.Config.Labels}}", f"c{number}") == "map[]"
+    assert {name.partition("@")[2] for name in engine_names(zones)} == set(HOSTS)
+
+
+def test_a_refused_create_names_each_host_and_its_reason(zones: Lab) -> None:
+    ports = ["-p", "8080:80", "busybox"]
+    for name in ("p1", "p2"):
+        docker(zones, "create", "--name", name, "-e", "ARPANET_CONSTRAINT1=zone==b", *ports)
+    words = ["--name", "p3", "-e", "ARPANET_CONSTRAINT1=zone==b", *ports]
+    done = docker(zones, "run", *words, check=False)
+    assert done.returncode == 125
+    reasons = (
+        "no host can take p3: h1: zone==b does not hold: it is a; "
+        "h2: port 8080/tcp is taken; h3: port 8080/tcp is taken"
+    )
+    assert reasons in done.stderr
+    assert "Unable to find image" not in done.stderr, "a client that pulls took it for a 404"
+    assert engine_names(zones) == ["p1@h2", "p2@h3"]
+
+
+def test_a_variable_that_does_not_exist_is_refused_with_those_that_do(zones: Lab) -> None:
+    done = docker(zones, "create", "--name", "it", "-e", "ARPANET_ZONE=b", "busybox", check=False)
+    assert done.returncode == 1
+    assert "ARPANET_CONSTRAINT1=KEY==VALUE" in done.stderr
+
+
+def test_of_50_creates_at_two_masters_for_the_10_last_places_10_are_made(zones: Lab) -> None:
+    info = engine_json(zones["h1"], "/info")
+    share = int(info["MemTotal"] * 1.05) // 5
+    body: dict[str, Any] = {
+        "Image": "busybox",
+        "HostConfig": {"Memory": share},
+        "Labels": {"arpanet.constraint1": "host!=h3"},
+    }
+    order = json.dumps([[zones["h1"].ip, zones["h2"].ip], body])
+    done = zones.client.run(["python3", "-I", "-c", RACE_CODE], input=order, timeout=150)
+    answers = json.loads(done.stdout)
+    made = [text for status, text in answers if status == 201]
+    refused = [text for status, text in answers if status == 503]
+    assert (len(made), len(refused)) == (10, 40), answers
+    hosts = sorted(name.partition("@")[2] for name in engine_names(zones))
+    assert hosts == ["h1"] * 5 + ["h2"] * 5
+    for text in refused:
+        assert re.search("no host can take|others take at this moment", text), text
+    again = ask(zones, "POST", "/containers/create?name=late", json.dumps(body), via="h3")
+    assert again.status == 503
+    assert "h1: " in again.message and "of memory are left" in again.message
