@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import os
 import platform
@@ -122,6 +123,8 @@ STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 HOSTS = ("h1", "h2", "h3")
 BARE = "h4"
 API_PORT = 8791
+ENGINE = "/run/docker.sock"
+LOAD = [sys.executable, "-I", str(ROOT / "tests" / "bench" / "load.py")]
 
 
 class World:
@@ -161,9 +164,29 @@ class World:
         command = ["docker", "-H", f"tcp://{self.lab[via].ip}:{API_PORT}", *words]
         return self.lab.client.run(command, check=check, timeout=120).stdout.strip()
 
-    def bare(self, *words: str) -> str:
-        """Return what the docker client says on the host with the bare engine."""
-        return self.lab[BARE].run(["docker", *words], timeout=120).stdout.strip()
+    def both(self, script: str) -> None:
+        """Run a shell script through arpanet, on c1, and at the bare engine."""
+        env = {"DOCKER_HOST": f"tcp://{self.lab['h1'].ip}:{API_PORT}"}
+        self.lab.client.run(["sh", "-euc", script], env=env, timeout=300)
+        self.lab[BARE].run(["sh", "-euc", script], timeout=300)
+
+    @functools.cache  # noqa: B019 (there is one world)
+    def listed(self) -> None:
+        """Create 200 containers through arpanet, and as many at the bare engine."""
+        lab = self.lab
+        self.both("docker ps -aq --filter name=bench- | xargs -r docker rm >/dev/null")
+        for host, address in ((lab.client, f"{lab['h1'].ip}:{API_PORT}"), (lab[BARE], ENGINE)):
+            host.run([*LOAD, "create", address, str(LISTED)], timeout=300)
+
+    @functools.cache  # noqa: B019
+    def big(self) -> None:
+        """Run a container with a file of 300 MB, big, at both; c1 and h4 have it as a tar too."""
+        self.both("docker rm -f big >/dev/null 2>&1 || true")
+        self.start_on("h2", "big")
+        self.lab[BARE].run(["docker", "run", "-d", "--name", "big", "busybox", "sleep", "100000"])
+        fill = "mkdir data; yes 0123456789abcdef | head -c 300000000 >data/big"
+        pack = f"cd /run; {fill}; tar cf big.tar data; rm -r data"
+        self.both(f"docker exec big sh -c '{fill}'; {pack}")
 
     def start_on(self, host: str, name: str, *words: str) -> None:
         """Run a container, through arpanet, on that host."""
@@ -235,11 +258,27 @@ def wait_for(what: str, probe: Callable[[], Any], within_s: float = 30.0) -> Any
         threading.Event().wait(0.02)
 
 
+def inspect(host: Host, name: str, form: str) -> str:
+    """Return what a host's engine says of a container."""
+    return host.run(["docker", "inspect", "-f", form, name]).stdout.strip()
+
+
+def in_container(host: Host, name: str) -> list[str]:
+    """Return the words before a command that make it run in a container's network."""
+    return ["nsenter", "-t", inspect(host, name, "{{.State.Pid}}"), "--net", "--"]
+
+
+def run_load(host: Host, *words: object, enter: Sequence[str] = ()) -> dict[str, float]:
+    """Return the figures of one load from a host."""
+    done = host.run([*enter, *LOAD, *map(str, words)], timeout=120)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
 # ==== Links ===================================================================
 # A client in one container, load.py, through arpanet's link or through a peer to a server in
 # another, load.py again: the kernel does the same for all of them.
 
-LOAD = [sys.executable, "-I", str(ROOT / "tests" / "bench" / "load.py")]
 ECHO, SOURCE = 8000, 8001
 GATEWAY = "172.17.0.1"  # docker0, where peers listen for containers of their host
 HAPROXY = """\
@@ -263,11 +302,21 @@ stream {{ {servers} }}
 
 
 class Way(NamedTuple):
-    """One way from the client's container to the server's: which address, and who carries it."""
+    """One way from a client's container to the server's: which address, and who carries it."""
 
+    host: Host  # of the client
+    client: str  # container
     ports: Mapping[int, tuple[str, int]]  # of the server: where to connect instead
     carriers: Sequence[tuple[Host, int]]  # pid on the machine
-    client: str  # container
+
+    def load(self, port: int, mode: str, *words: object) -> dict[str, float]:
+        """Return the figures of a load from the client. Raises LabError if a connection failed."""
+        address = "{}:{}".format(*self.ports[port])
+        enter = in_container(self.host, self.client)
+        figures = run_load(self.host, mode, address, *words, enter=enter)
+        if figures.get("failed"):
+            raise LabError(f"{figures['failed']:g} connections to {address} failed")
+        return figures
 
 
 class Hop(NamedTuple):
@@ -363,60 +412,48 @@ def is_here(program: str) -> bool:
 
 
 @contextlib.contextmanager
-def linked(world: World, peers: Sequence[str], hops: int) -> Iterator[dict[str, Way]]:
-    """Yield the ways to a server on h1 from a container on h1 (one hop) or on h2 (two hops)."""
-    lab = world.lab
-    near, far = lab["h1" if hops == 1 else "h2"], lab["h1"]
+def serving(host: Host, container: str) -> Iterator[None]:
+    """Run load.py as a server in a container's network."""
+    words = [*in_container(host, container), *LOAD, "serve", str(ECHO)]
+    server = host.popen(words, stdout=subprocess.PIPE)
+    try:
+        assert server.stdout is not None
+        if not server.stdout.readline():
+            raise LabError(f"no server in {container}")
+        yield
+    finally:
+        end(server)
+
+
+@contextlib.contextmanager
+def linked(world: World, peers: Sequence[str], near: Host, far: Host) -> Iterator[dict[str, Way]]:
+    """Yield the ways from a container on one host to a server in a container on another."""
+    client, server = f"client{near.name}", f"server{far.name}"
     expose = [f"--expose={port}" for port in (ECHO, SOURCE)]
     with contextlib.ExitStack() as standing:
-        standing.callback(world.api, "rm", "-f", "-v", "server", "client", check=False)
-        world.start_on("h1", "server", *expose)
-        world.start_on(near.name, "client", "--link", "server")
-        inside = [*in_container(far, "server"), *LOAD, "serve", str(ECHO)]
-        server = far.popen(inside, stdout=subprocess.PIPE)
-        standing.callback(end, server)
-        assert server.stdout is not None
-        server.stdout.readline()
-        ip = inspect(far, "server", "{{.NetworkSettings.IPAddress}}")
-        variables = inspect(near, "client", "{{json .Config.Env}}")
-        vip = dict(line.split("=", 1) for line in json.loads(variables))[
-            "SERVER_PORT_8000_TCP_ADDR"
-        ]
-        slaves = [
-            (host, daemon(host, "slave").pid) for host in {near.name: near, far.name: far}.values()
-        ]
-        ways = {OURS: Way({port: (vip, port) for port in (ECHO, SOURCE)}, slaves, "client")}
+        standing.callback(world.api, "rm", "-f", "-v", server, client, check=False)
+        world.start_on(far.name, server, *expose)
+        world.start_on(near.name, client, "--link", server)
+        standing.enter_context(serving(far, server))
+        variables = json.loads(inspect(near, client, "{{json .Config.Env}}"))
+        vip = dict(line.split("=", 1) for line in variables)[f"{server.upper()}_PORT_8000_TCP_ADDR"]
+        slaves = [(host, daemon(host, "slave").pid) for host in {near, far}]
+        ways = {OURS: Way(near, client, {port: (vip, port) for port in (ECHO, SOURCE)}, slaves)}
+        ip = inspect(far, server, "{{.NetworkSettings.IPAddress}}")
+        straight = {port: (ip, port) for port in (ECHO, SOURCE)}
         for number, peer in enumerate(filter(is_here, peers)):
-            base = 9000 + 10 * number
-            there: Mapping[int, tuple[str, int]] = {port: (ip, port) for port in (ECHO, SOURCE)}
-            carriers: list[tuple[Host, int]] = []
-            if hops == 2:
+            there: Mapping[int, tuple[str, int]] = straight
+            base, carriers = 9000 + 10 * number, []
+            if near is not far:
                 hop = Hop(far, {p: (far.ip, base + p - ECHO) for p in there}, there)
                 carriers += standing.enter_context(forwarding(peer, hop))
                 there = hop.listen
             hop = Hop(near, {p: (GATEWAY, base + p - ECHO) for p in there}, there)
             carriers += standing.enter_context(forwarding(peer, hop))
-            ways[peer] = Way(hop.listen, carriers, "client")
-        if hops == 1:
-            ways["no forwarder"] = Way({port: (ip, port) for port in (ECHO, SOURCE)}, (), "client")
+            ways[peer] = Way(near, client, hop.listen, carriers)
+        if near is far and peers:
+            ways["no forwarder"] = Way(near, client, straight, ())
         yield ways
-
-
-def inspect(host: Host, name: str, form: str) -> str:
-    """Return what a host's engine says of a container."""
-    return host.run(["docker", "inspect", "-f", form, name]).stdout.strip()
-
-
-def in_container(host: Host, name: str) -> list[str]:
-    """Return the words before a command that make it run in a container's network."""
-    return ["nsenter", "-t", inspect(host, name, "{{.State.Pid}}"), "--net", "--"]
-
-
-def load(enter: Sequence[str], host: Host, *words: object) -> dict[str, float]:
-    """Return the figures of one load from a host."""
-    done = host.run([*enter, *LOAD, *map(str, words)], timeout=120)
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
 
 
 def link_contest(
@@ -426,22 +463,16 @@ def link_contest(
 
     @contextlib.contextmanager
     def contest(world: World) -> Iterator[Mapping[str, Sampler]]:
-        with linked(world, peers, hops) as ways:
-            near = world.lab["h1" if hops == 1 else "h2"]
-            enter = in_container(near, "client")
+        def sample(way: Way) -> float:
+            before = sum(tree_cpu_s(*carrier) for carrier in way.carriers)
+            found = way.load(port, mode, count, world.seconds)
+            spent = sum(tree_cpu_s(*carrier) for carrier in way.carriers) - before
+            found["cpu_s_gb"] = spent / found.get("bytes", 1) * 1e9
+            found["gbit_s"] = found.get("bytes_s", 0) * 8e-9
+            found["median_us"] = found.get("median_s", 0) * 1e6
+            return found[figure]
 
-            def sample(way: Way) -> float:
-                before = sum(tree_cpu_s(*carrier) for carrier in way.carriers)
-                words = ("{}:{}".format(*way.ports[port]), count, world.seconds)
-                found = load(enter, near, mode, *words)
-                if found.get("failed"):
-                    raise LabError(f"{found['failed']:g} connections failed at {words[0]}")
-                spent = sum(tree_cpu_s(*carrier) for carrier in way.carriers) - before
-                found["cpu_s_gb"] = spent / found.get("bytes", 1) * 1e9
-                found["gbit_s"] = found.get("bytes_s", 0) * 8e-9
-                found["median_us"] = found.get("median_s", 0) * 1e6
-                return found[figure]
-
+        with linked(world, peers, world.lab["h1" if hops == 1 else "h2"], world.lab["h1"]) as ways:
             if figure == "cpu_s_gb":
                 ways = {name: way for name, way in ways.items() if way.carriers}
             yield {name: functools.partial(sample, way) for name, way in ways.items()}
@@ -477,6 +508,359 @@ LINK_ROWS = (
         link_contest(TWICE, 2, ECHO, "ping", 1, "median_us"), {"haproxy": 1.1}, more=False),
     Row("hosts-new-50", "link host to host, new connections/s, 50 at once",
         link_contest(TWICE, 2, ECHO, "connect", 50, "rate_s"), {"haproxy": 0.7}),
+)  # fmt: skip
+
+
+IDLE = 5000
+
+
+@contextlib.contextmanager
+def idle(world: World) -> Iterator[tuple[Way, Process]]:
+    """Yield a link that carries 5,000 idle connections, and the slave that has them."""
+    host = world.lab["h1"]
+    with linked(world, (), host, host) as ways:
+        way = ways[OURS]
+        words = ["hold", "{}:{}".format(*way.ports[ECHO]), str(IDLE)]
+        inside = [*in_container(host, way.client), *LOAD, *words]
+        holder = host.popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            assert holder.stdout is not None
+            if json.loads(holder.stdout.readline() or "{}").get("ready") != IDLE:
+                raise LabError(f"{IDLE} connections could not be opened")
+            yield way, daemon(host, "slave")
+        finally:
+            end(holder)
+
+
+@contextlib.contextmanager
+def idle_threads(world: World) -> Iterator[Mapping[str, Sampler]]:
+    with idle(world) as (_way, slave):
+        yield {OURS: lambda: float(len(list(Path(f"/proc/{slave.pid}/task").iterdir())))}
+
+
+@contextlib.contextmanager
+def idle_memory(world: World) -> Iterator[Mapping[str, Sampler]]:
+    with idle(world) as (_way, slave):
+        yield {OURS: lambda: memory_mb(slave.pid)}
+
+
+@contextlib.contextmanager
+def idle_connect(world: World) -> Iterator[Mapping[str, Sampler]]:
+    """Compare new connections beside idle ones with those of another host without them."""
+
+    def sample(way: Way) -> float:
+        return 1e6 / way.load(ECHO, "connect", 1, world.seconds)["rate_s"]
+
+    calm = world.lab["h2"]
+    with idle(world) as (way, _slave), linked(world, (), calm, calm) as ways:
+        yield {
+            OURS: lambda: sample(way),
+            "a slave without them": lambda: sample(ways[OURS]),
+        }
+
+
+IDLE_ROWS = (
+    Row("idle-threads", "5,000 idle connections: threads of the slave", idle_threads,
+        {OURS: 100}, more=False, rounds=1),
+    Row("idle-memory", "5,000 idle connections: resident MB of the slave", idle_memory,
+        {OURS: 100}, more=False, rounds=1),
+    Row("idle-new", "5,000 idle connections: a new one and its echo, µs", idle_connect,
+        {"a slave without them": 1.2}, more=False),
+)  # fmt: skip
+
+
+# ==== API =====================================================================
+# What people type, through a master and at the bare engine.
+
+LISTED = 200
+LISTING = "/containers/json?all=1"
+
+
+def api_of(world: World) -> str:
+    return f"{world.lab['h1'].ip}:{API_PORT}"
+
+
+def fetch_contest(clients: int, figure: str) -> Contest:
+    """Return the contest of a listing on kept connections: arpanet's and the bare engine's."""
+
+    @contextlib.contextmanager
+    def contest(world: World) -> Iterator[Mapping[str, Sampler]]:
+        world.listed()
+
+        def sample(host: Host, address: str) -> float:
+            words = ("fetch", address, clients, world.seconds, LISTING)
+            return run_load(host, *words)[figure] * (1000 if figure == "median_s" else 1)
+
+        yield {
+            OURS: functools.partial(sample, world.lab.client, api_of(world)),
+            "bare engine": functools.partial(sample, world.lab[BARE], ENGINE),
+        }
+
+    return contest
+
+
+def seconds_of(host: Host, *words: str, **options: Any) -> float:
+    """Return how long a command takes on a host."""
+    began = time.perf_counter()
+    host.run(words, timeout=120, **options)
+    return time.perf_counter() - began
+
+
+def timed(world: World, script: str) -> Mapping[str, Sampler]:
+    """Return samplers of a shell script, through arpanet and at the bare engine."""
+    env = {"DOCKER_HOST": f"tcp://{api_of(world)}"}
+    words = ("sh", "-euc", script)
+    return {
+        OURS: lambda: seconds_of(world.lab.client, *words, env=env),
+        "bare engine": lambda: seconds_of(world.lab[BARE], *words),
+    }
+
+
+@contextlib.contextmanager
+def run_contest(world: World) -> Iterator[Mapping[str, Sampler]]:
+    yield timed(world, "docker run --rm --name once busybox true")
+
+
+def stream_contest(script: str) -> Contest:
+    """Return the contest of a script that moves 300 MB out of a container, or into it."""
+
+    @contextlib.contextmanager
+    def contest(world: World) -> Iterator[Mapping[str, Sampler]]:
+        world.big()
+        yield timed(world, script)
+
+    return contest
+
+
+@contextlib.contextmanager
+def flat_memory(world: World) -> Iterator[Mapping[str, Sampler]]:
+    """Measure how much more memory a master takes for 300 MB that pass."""
+    world.big()
+    pid = daemon(world.lab["h1"], "master").pid
+
+    def sample() -> float:
+        forget_peak(pid)
+        before = memory_mb(pid)
+        timed(world, "docker export big >/dev/null")[OURS]()
+        return memory_mb(pid, "VmHWM") - before
+
+    yield {OURS: sample}
+
+
+def start_contest(flag: str) -> Contest:
+    """Return the contest of a command that only prints."""
+
+    @contextlib.contextmanager
+    def contest(world: World) -> Iterator[Mapping[str, Sampler]]:
+        host = world.lab["h1"]
+        yield {
+            OURS: lambda: 1000 * seconds_of(host, "arpanet", flag),
+            "docker": lambda: 1000 * seconds_of(host, "docker", flag),
+        }
+
+    return contest
+
+
+LIST_200 = "ps -a of 200 containers on 3 hosts, kept connection"
+API_ROWS = (
+    Row("list-1", f"{LIST_200}, ms", fetch_contest(1, "median_s"),
+        {"bare engine": 1 / 20}, more=False),
+    Row("list-20", f"{LIST_200}, 20 clients, requests/s", fetch_contest(20, "rate_s"),
+        {"bare engine": 25}),
+    Row("run", "docker run --rm, s", run_contest, {"bare engine": 1.1}, more=False, rounds=9),
+    Row("export", "docker export of 300 MB, s",
+        stream_contest("docker export big >/dev/null"), {"bare engine": 1.1}, more=False),
+    Row("cp-out", "docker cp of 300 MB out, s",
+        stream_contest("docker cp big:/data/big - >/dev/null"), {"bare engine": 1.1}, more=False),
+    Row("cp-in", "docker cp of 300 MB in, s",
+        stream_contest("docker cp - big:/tmp </run/big.tar"), {"bare engine": 1.1}, more=False),
+    Row("flat-memory", "300 MB pass a master: MB that it takes more", flat_memory,
+        {OURS: 50}, more=False, rounds=2),
+    Row("version", "arpanet --version, ms", start_contest("--version"), {OURS: 250},
+        more=False, rounds=9),
+    Row("help", "arpanet --help, ms", start_contest("--help"), {OURS: 250},
+        more=False, rounds=9),
+)  # fmt: skip
+
+
+# ==== Scale ===================================================================
+# 1,000 hosts and 20,000 containers that are rows in the real etcd, copies of what a slave wrote.
+# Their addresses are loopback ones of each host of the lab, where nobody listens.
+
+MANY_HOSTS, MANY_CONTAINERS = 1000, 20_000
+TABLES = ("hosts", "alive", "containers", "names")
+
+
+def etcdctl(world: World, *words: str) -> str:
+    """Return what etcdctl says on h1."""
+    env = {"ETCDCTL_API": "3"}
+    command = ["etcdctl", f"--endpoints={world.lab['h1'].ip}:2379", *words]
+    return world.lab["h1"].run(command, env=env, timeout=120).stdout
+
+
+def sample_row(world: World, table: str) -> dict[str, Any]:
+    """Return the value of a row that a slave wrote."""
+    words = ("get", "--prefix", f"/arpanet/{table}/", "--limit=1", "--print-value-only")
+    value: dict[str, Any] = json.loads(etcdctl(world, *words))
+    return value
+
+
+def scale_rows(world: World, hosts: int, containers: int) -> Iterator[str]:
+    """Yield lines of KEY JSON, in the schema of arpanet's key codec."""
+    world.listed()
+    host, container = sample_row(world, "hosts"), sample_row(world, "containers")
+    alive = sample_row(world, "alive")
+    for number in range(hosts):
+        ip = f"127.1.{number // 250}.{number % 250 + 1}"
+        yield f"hosts/sim{number} {json.dumps({**host, 'ip': ip, 'machine': f'm{number}'})}"
+        yield f"alive/sim{number} {json.dumps({**alive, 'machine': f'm{number}'})}"
+    for number in range(containers):
+        host_name, name = f"sim{number % hosts}", f"sim-container-{number}"
+        container_id = f"{number:064x}"
+        summary = {**container["summary"], "Id": container_id, "Names": [f"/{name}"]}
+        record = {**container, "name": name, "summary": summary}
+        yield f"containers/{host_name}/{container_id} {json.dumps(record)}"
+        yield f"names/{name} {json.dumps({'host': host_name, 'id': container_id})}"
+
+
+def listed_count(world: World) -> int:
+    """Return how many containers the master on h1 lists."""
+    words = ["curl", "-sS", "--max-time", "30", f"http://{api_of(world)}{LISTING}"]
+    return world.lab.client.run(words).stdout.count('"Id":')
+
+
+def fill_mesh(world: World) -> None:
+    """Write the rows, and wait until the master on h1 lists them."""
+    hosts, containers = (50, 1000) if world.quick else (MANY_HOSTS, MANY_CONTAINERS)
+    text = "".join(f"/arpanet/{line}\n" for line in scale_rows(world, hosts, containers))
+    address = f"{world.lab['h1'].ip}:2379"
+    world.lab["h1"].run([*LOAD, "fill", address], input=text, timeout=120)
+    wait_for("all are listed", lambda: listed_count(world) >= containers + LISTED, 60)
+
+
+def empty_mesh(world: World) -> None:
+    """Delete the rows, and wait until the master on h1 lists them no more."""
+    for table in TABLES:
+        etcdctl(world, "del", "--prefix", f"/arpanet/{table}/sim")
+    wait_for("none is listed", lambda: listed_count(world) <= 2 * LISTED, 60)
+
+
+@contextlib.contextmanager
+def many(world: World) -> Iterator[None]:
+    """Have 1,000 hosts and 20,000 containers in the mesh."""
+    try:
+        fill_mesh(world)
+        yield
+    finally:
+        empty_mesh(world)
+
+
+@contextlib.contextmanager
+def scale_listing(world: World) -> Iterator[Mapping[str, Sampler]]:
+    """Compare the time for each listed container with that of three hosts and 200 containers."""
+    world.listed()
+
+    def sample() -> float:
+        figures = run_load(world.lab.client, "fetch", api_of(world), 1, 3 * world.seconds, LISTING)
+        return figures["median_s"] * 1e6 / listed_count(world)
+
+    def sample_many() -> float:
+        with many(world):
+            return sample()
+
+    yield {OURS: sample_many, "3 hosts, 200 containers": sample}
+
+
+@contextlib.contextmanager
+def scale_memory(world: World) -> Iterator[Mapping[str, Sampler]]:
+    with many(world):
+        yield {OURS: lambda: memory_mb(daemon(world.lab["h1"], "master").pid)}
+
+
+def restart_contest(host: str, role: str) -> Contest:
+    """Return the contest of a daemon that starts while there are 1,000 hosts."""
+
+    def sample(world: World) -> float:
+        world.lab[host].run(["arpanet", role, "stop"])
+        words = ["arpanet", role, "start"]
+        if role == "master":
+            words += ["--peers", world.lab["h1"].ip]
+        return seconds_of(world.lab[host], *words)
+
+    @contextlib.contextmanager
+    def contest(world: World) -> Iterator[Mapping[str, Sampler]]:
+        with many(world):
+            yield {OURS: functools.partial(sample, world)}
+
+    return contest
+
+
+SCALE_ROWS = (
+    Row("scale-list", "ps -a of 20,000 containers on 1,000 hosts, µs for each",
+        scale_listing, {"3 hosts, 200 containers": 1.0}, more=False, rounds=2),
+    Row("scale-memory", "1,000 hosts, 20,000 containers: resident MB of a master", scale_memory,
+        {}, more=False, rounds=1),
+    Row("scale-slave", "a slave joins 1,000 hosts, s", restart_contest("h3", "slave"),
+        {OURS: 5}, more=False, rounds=2),
+    Row("scale-master", "a master starts with 20,000 containers, s",
+        restart_contest("h2", "master"), {OURS: 5}, more=False, rounds=2),
+)  # fmt: skip
+
+
+# ==== Faults ==================================================================
+# Until `ps` says so, and no command that is typed meanwhile may take longer.
+
+LOST = "h3"
+AT_MOST_S = 60.0
+
+
+def fault_contest(strike: Callable[[World], Any], heal: Callable[[World], Any]) -> Contest:
+    """Return the contest of a host that is lost while commands for its container go on."""
+
+    def type_commands(world: World, stop: threading.Event, took: list[float]) -> None:
+        env = {"DOCKER_HOST": f"tcp://{api_of(world)}"}
+        for words in itertools.cycle((["ps"], ["inspect", "lost"], ["logs", "lost"], ["info"])):
+            if stop.is_set():
+                return
+            took.append(seconds_of(world.lab.client, "docker", *words, env=env, check=False))
+
+    def sample(world: World) -> float:
+        stop, took = threading.Event(), [0.0]
+        run = functools.partial(type_commands, world, stop, took)
+        typing = threading.Thread(target=run)
+        typing.start()
+        try:
+            strike(world)
+            began = time.perf_counter()
+            words = ("ps", "-a", "--filter", "name=lost", "--format", "{{.Status}}")
+            with contextlib.suppress(LabError):  # never: that many seconds stand in the table
+                wait_for("ps says so", lambda: "Host Down" in world.api(*words), AT_MOST_S)
+            said = time.perf_counter() - began
+        finally:
+            stop.set()
+            typing.join()
+            heal(world)
+            wait_for("it is back", lambda: world.api("exec", "lost", "echo", "here"), AT_MOST_S)
+        return max(said, *took)
+
+    @contextlib.contextmanager
+    def contest(world: World) -> Iterator[Mapping[str, Sampler]]:
+        world.start_on(LOST, "lost")
+        try:
+            yield {OURS: functools.partial(sample, world)}
+        finally:
+            world.api("rm", "-f", "lost", check=False)
+
+    return contest
+
+
+FAULT_ROWS = (
+    Row("engine-killed", "s until ps says so, or the longest command meanwhile",
+        fault_contest(lambda w: w.lab[LOST].kill_engine(), lambda w: w.lab[LOST].start_engine()),
+        {OURS: 12}, more=False, rounds=1),
+    Row("host-unplugged", "s until ps says so, or the longest command meanwhile",
+        fault_contest(lambda w: w.lab.cut(LOST), lambda w: w.lab.heal(LOST)),
+        {OURS: 12}, more=False, rounds=1),
 )  # fmt: skip
 
 
@@ -529,7 +913,7 @@ def machine() -> str:
 
 # ==== CLI =====================================================================
 
-ROWS: tuple[Row, ...] = (*LINK_ROWS,)
+ROWS = (*LINK_ROWS, *IDLE_ROWS, *API_ROWS, *SCALE_ROWS, *FAULT_ROWS)
 
 
 def run_row(world: World, row: Row) -> list[Line]:

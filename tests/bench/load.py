@@ -6,7 +6,11 @@
     load.py ping HOST:PORT N SECONDS     64 bytes there and back on N connections: rate and median
     load.py connect HOST:PORT N SECONDS  a connection for each 64 bytes, N at once: rate
     load.py hold HOST:PORT N             open N connections and keep them until stdin ends
-    load.py fetch HOST:PORT N SECONDS PATH   HTTP requests on N kept connections: rate and median
+    load.py fetch ADDRESS N SECONDS PATH     GETs on N kept connections: rate and median
+    load.py create ADDRESS N             create N containers bench-I
+    load.py fill ADDRESS                 write the rows of stdin, lines of KEY JSON, into an etcd
+
+An ADDRESS is HOST:PORT, or the path of a unix socket.
 
 It prints one line of JSON. It runs in the network namespace of a container of the lab, one
 process for all connections: a load that is cheap leaves the processors to what is measured.
@@ -22,12 +26,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from typing import Any
 
 MESSAGE = b"x" * 64
 ONCE = b"q" * 64  # the one who sends this wants one answer, and then the end
 BLOCK = 1 << 20
-Address = tuple[str, int]
+Address = tuple[str, int] | str  # a str is the path of a unix socket
 Figures = dict[str, float]
 
 
@@ -44,6 +50,11 @@ def median(values: list[float]) -> float:
 
 def connect(address: Address) -> socket.socket:
     """Return a blocking connection that sends small messages at once."""
+    if isinstance(address, str):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(30)
+        sock.connect(address)
+        return sock
     sock = socket.create_connection(address, 30)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
@@ -247,7 +258,7 @@ def fetch(address: Address, count: int, seconds: float, path: str) -> Figures:
             while time.perf_counter() < deadline:
                 began = time.perf_counter()
                 sock.sendall(request)
-                sizes.append(read_answer(reader))
+                sizes.append(read_answer(reader, 200))
                 took.append(time.perf_counter() - began)
 
     began = time.perf_counter()
@@ -260,11 +271,11 @@ def fetch(address: Address, count: int, seconds: float, path: str) -> Figures:
     return {"rate_s": len(took) / elapsed, "median_s": median(took), "bytes": max(sizes)}
 
 
-def read_answer(reader: object) -> int:
-    """Return how many bytes an HTTP answer's body has. Raises EOFError unless it is a 200."""
-    readline, read = reader.readline, reader.read  # type: ignore[attr-defined]
-    if b" 200 " not in readline():
-        raise EOFError("the answer is no 200")
+def read_answer(reader: Any, status: int) -> int:
+    """Return how many bytes an HTTP answer's body has. Raises EOFError unless status is right."""
+    readline, read = reader.readline, reader.read
+    if b" %d " % status not in (line := readline()):
+        raise EOFError(f"the answer is {line!r}")
     length, chunked = 0, False
     while line := readline().strip().lower():
         if line.startswith(b"content-length:"):
@@ -277,6 +288,54 @@ def read_answer(reader: object) -> int:
     if chunked:
         readline()
     return size
+
+
+def post_all(
+    address: Address, status: int, requests: Sequence[tuple[str, bytes]], at_once: int = 4
+) -> None:
+    """Post bodies to paths, over a few kept connections."""
+
+    def post(mine: Sequence[tuple[str, bytes]]) -> None:
+        with connect(address) as sock, sock.makefile("rb", BLOCK) as reader:
+            for path, body in mine:
+                head = f"POST {path} HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\n"
+                sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                read_answer(reader, status)
+                done.append(path)
+
+    done: list[str] = []
+    threads = [
+        threading.Thread(target=post, args=(requests[number::at_once],))
+        for number in range(at_once)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(done) < len(requests):
+        raise EOFError("not all was done")
+
+
+def create(address: Address, count: int) -> None:
+    """Create containers."""
+    body = json.dumps({"Image": "busybox", "Cmd": ["true"]}).encode()
+    paths = [f"/containers/create?name=bench-{number}" for number in range(count)]
+    post_all(address, 201, [(path, body) for path in paths])
+
+
+def fill(address: Address) -> None:
+    """Write rows by etcd's gateway, 100 in a transaction. Source: etcd 3.4, api_grpc_gateway."""
+
+    def put(line: str) -> dict[str, dict[str, str]]:
+        key, _, value = line.rstrip("\n").partition(" ")
+        row = {"key": key, "value": value}
+        return {"requestPut": {k: b64encode(v.encode()).decode() for k, v in row.items()}}
+
+    puts = [put(line) for line in sys.stdin]
+    bodies = [
+        json.dumps({"success": puts[at : at + 100]}).encode() for at in range(0, len(puts), 100)
+    ]
+    post_all(address, 200, [("/v3/kv/txn", body) for body in bodies], 2)
 
 
 def hold(address: Address, count: int) -> None:
@@ -303,9 +362,12 @@ def main() -> None:
         say({"ready": 1})
         return server.run()
     host, _, port = where.rpartition(":")
-    address, count = (host, int(port)), int(rest[0])
-    if mode == "hold":
-        return hold(address, count)
+    address: Address = where if where.startswith("/") else (host, int(port))
+    if mode == "fill":
+        return fill(address)
+    count = int(rest[0])
+    if mode in ("hold", "create"):
+        return {"hold": hold, "create": create}[mode](address, count)
     seconds = float(rest[1])
     if mode == "bulk":
         say(bulk(address, count, seconds))
