@@ -8571,7 +8571,7 @@ def known_masters(settings: Settings) -> tuple[str, ...]:
     """
     try:
         met = json.loads(read_file(masters_path(settings)) or b"[]")
-    except ValueError:
+    except (OSError, ValueError):  # it is root's alone, or damaged
         met = []
     own = [settings.ip] if settings.ip and port_answers(settings.ip, settings.api_port) else []
     found = tuple(dict.fromkeys([*settings.masters, *own, *map(str, met)]))
@@ -8595,7 +8595,7 @@ def port_answers(ip: str, port: int, timeout_s: float = 1.0) -> bool:
 def remember_masters(settings: Settings, ips: Iterable[str]) -> None:
     """Keep the addresses of masters for the next start."""
     with contextlib.suppress(OSError):  # a full disk: they are met again next time
-        write_file(masters_path(settings), dump_json(sorted(set(ips))))
+        write_file(masters_path(settings), dump_json(sorted(set(ips))), 0o644)
 
 
 def open_mesh(settings: Settings, masters: Sequence[str], stop: threading.Event) -> Mesh:
@@ -8874,7 +8874,7 @@ def take_lock(path: str) -> int:
 def lock_holder(path: str) -> int:
     """Return who holds a lock file, 0 if nobody does; the lock is trusted, not the pid."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return 0
     try:
@@ -9169,6 +9169,8 @@ def show_master(settings: Settings, as_json: bool) -> int:
 def show_slave(settings: Settings, as_json: bool) -> int:
     """Print what this machine's slave does; return 0 when it is on the network."""
     if not lock_holder(lock_path(settings, "slave")):
+        if as_json:
+            print_line(json.dumps({"running": False}))
         raise Unavailable("the slave does not run; start it: arpanet slave start")
     settings = dataclasses.replace(settings, ip=choose_ip(settings.ip, local_addresses()))
     try:
@@ -9178,7 +9180,7 @@ def show_slave(settings: Settings, as_json: bool) -> int:
             f"the slave does not answer ({e}); see {settings.log_dir}/slave.log"
         ) from e
     if as_json:
-        print_line(json.dumps(report, indent=2))
+        print_line(json.dumps({"running": True, **report}, indent=2))
     else:
         show_slave_report(report)
     return 0 if report["registered"] else 1

@@ -49,6 +49,15 @@ def test_a_client_without_a_role_can_ask_too(well: Lab) -> None:
     assert lines[2] == "✓ 3 hosts are up: h1, h2, h3"
 
 
+def test_one_who_is_not_root_is_told_the_same(well: Lab) -> None:
+    nobody = ["setpriv", "--reuid", "65534", "--clear-groups", "env", "HOME=/tmp"]
+    for words in (["doctor"], ["slave", "status"], ["docker", "ps"]):
+        done = well["h1"].run([*nobody, "PEX_ROOT=/tmp/pex", "arpanet", *words])
+        assert "internal" not in done.stderr
+    told = well["h1"].run([*nobody, "PEX_ROOT=/tmp/pex", "arpanet", "doctor"]).stdout
+    assert told.splitlines() == require_well(well["h1"])
+
+
 def test_one_who_asks_nobody_is_told_whom_to_ask(well: Lab) -> None:
     code, lines = examine(well.client, ARPANET_MASTERS="127.0.0.9")
     assert code == 1

@@ -48,6 +48,13 @@ ln -s busybox /tmp/image/bin/echo
 tar -C /tmp/image -c . | docker import - busybox:latest
 """
 HELLO = "docker -H tcp://127.0.0.1:8791 run --name hello busybox echo hi"
+LINKED = """
+docker() { command docker -H tcp://127.0.0.1:8791 "$@"; }
+serve='echo over a link >/index.html; exec /bin/busybox httpd -f -p 8000 -h /'
+docker run -d --name web --expose 8000 busybox /bin/busybox sh -c "$serve" >/dev/null
+docker run --rm --name asker --link web busybox /bin/busybox wget -qO- http://web:8000/
+docker rm -f web >/dev/null
+"""
 WEB = "http://127.0.0.1:8000"
 README_WEB = "https://files.example/arpanet"  # what the README calls it
 PIPED = f"wget -qO- {WEB}/bootstrap.sh | ARPANET_URL={WEB}/ bash -s --"
@@ -419,6 +426,10 @@ def test_the_readme_is_followed_word_by_word_on_a_fresh_debian(
         assert machine.sh("sha256sum </usr/local/bin/arpanet") == call(
             "sh", "-c", f"sha256sum <{pex}"
         )
+        # by systemd, without HOME, in a directory that cannot be written to
+        alone = "systemd-run --quiet --pipe --wait -p ProtectSystem=strict -p PrivateTmp=yes"
+        assert machine.sh(f"{alone} /usr/local/bin/arpanet --version").startswith("arpanet ")
+
         before = pids(machine)
         piped = next(c for c in commands if c.startswith("wget"))
         machine.sh(as_typed(piped))
@@ -456,6 +467,7 @@ def check_services(machine: Machine) -> None:
         assert refused.returncode != 0, refused.stdout
         assert refused.stdout.count("Read-only") + refused.stdout.count("denied") == 3
     assert machine.sh(f"grep CapBnd /proc/{master}/status").split()[1] == f"{1 << 10:016x}"
+    assert machine.sh(LINKED) == "over a link\n"
     machine.sh(f"kill -9 {slave}")
 
     def is_back() -> bool:
@@ -572,3 +584,31 @@ def upgrade(served: pathlib.Path, pex: pathlib.Path) -> None:
     call("env", "PYTHON=/usr/bin/python3", tools, build / "build_zipapp.sh", within_s=300)
     for name in ("arpanet.pex", "arpanet.pex.sha256"):
         shutil.copy(build / "dist" / name, served)
+
+
+def pythons() -> list[pathlib.Path]:
+    """Return one Python of each version that the file is for, as far as they are here."""
+    own = pathlib.Path.home() / ".pyenv/versions"
+    places = [pathlib.Path("/usr/bin"), pathlib.Path("/usr/local/bin"), *own.glob("*/bin")]
+    found = {path.name: path for place in places for path in place.glob("python3.1[0-4]")}
+    return [found[name] for name in sorted(found)]
+
+
+def test_the_file_for_all_starts_under_each_python_that_is_here(tmp_path: pathlib.Path) -> None:
+    require_lab()
+    if not (REPO / ".build/wheels-all.of").exists():
+        pytest.skip("no wheels for all Pythons are kept here; ./build_zipapp.sh --all fetches them")
+    for name in ("arpanet.py", "requirements.txt", "build_zipapp.sh"):
+        shutil.copy(REPO / name, tmp_path)
+    build = f"ARPANET_BUILD_DIR={REPO / '.build'}"
+    call("env", build, tmp_path / "build_zipapp.sh", "--all", within_s=600)
+    file = tmp_path / "dist/arpanet.pex"
+    show = "import sys, docker, etcd3; print('3.%d' % sys.version_info[1])"
+    for python in pythons():
+        directory = tmp_path / python.name
+        directory.mkdir()
+        (directory / "python3").symlink_to(python)
+        alone = ["env", "-i", f"PATH={directory}:/usr/bin:/bin", f"PEX_ROOT={tmp_path}/root"]
+        assert call(*alone, file, "--version").startswith("arpanet ")
+        seen = call(*alone, "PEX_INTERPRETER=1", file, "-c", show)
+        assert f"python{seen.strip()}" == python.name

@@ -192,11 +192,18 @@ def test_stopping_what_does_not_run_is_well(role: str, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == f"arpanet: the {role} does not run\n"
 
 
-def test_json_is_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["client", "status", "--json"]) == 1
+@pytest.mark.parametrize("role", ["slave", "client"])
+def test_json_is_for_machines(role: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([role, "status", "--json"]) == 1
     told = capsys.readouterr()
     assert json.loads(told.out)["running"] is False
     assert "does not run" in told.err
+
+
+def test_what_others_may_not_read_is_not_known(tmp_path: Path) -> None:
+    (tmp_path / "state_dir" / "masters.json").mkdir(parents=True)  # not even root can read it
+    done = run("docker", "ps")
+    assert (done.returncode, "no master answers" in done.stderr) == (3, True), done.stderr
 
 
 def test_what_holds_the_lock_runs_whatever_the_file_says(tmp_path: Path) -> None:
