@@ -12,7 +12,8 @@ Threads (name, what it owns, what ends it):
     lease        renewal of this process's lease; stop
     pump         every link, tunnel and hijacked stream; stop
     accept-IP    one listener of the Docker API; stop
-    api-N        one client's connection; the client
+    lobby        the clients of the Docker API that have not asked yet; stop
+    api-N        a client's requests that follow each other closely; the replies
     hangup       the clients that wait for a stream, to tell when one goes; stop
     ask-HOST     one question to one host, when several are asked at once; the answer
     merge-HOST   one host's part of a merged stream; the end of the stream
@@ -35,7 +36,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
-import email.message
+import email.utils
 import errno
 import fcntl
 import fnmatch
@@ -98,6 +99,18 @@ class BadRequest(ArpanetError):
     """A parameter is wrong; nothing was done."""
 
     status, exit_code = 400, 2
+
+
+class HeadTooLarge(BadRequest):
+    """The head of a request is longer than any client needs."""
+
+    status = 431
+
+
+class TooSlow(BadRequest):
+    """A client began a request and did not go on."""
+
+    status = 408
 
 
 class Usage(BadRequest):
@@ -225,6 +238,13 @@ def parse_seconds(text: str) -> float:
     if not 0 < seconds < 1e6:
         raise ValueError("a number of seconds is needed, like 10 or 2.5")
     return seconds
+
+
+def parse_count(text: str) -> int:
+    """Return how many of something there may be. Raises ValueError."""
+    if not re.fullmatch("[1-9][0-9]{0,6}", text):
+        raise ValueError("a number from 1 to 9999999 is needed")
+    return int(text)
 
 
 def parse_flag(text: str) -> bool:
@@ -487,6 +507,51 @@ SETTINGS = (
         "master slave",
     ),
     Setting(
+        "max_connections",
+        "ARPANET_MAX_CONNECTIONS",
+        "10000",
+        parse_count,
+        "Connections of clients that a master holds; those beyond get 503",
+        "N",
+        "master",
+    ),
+    Setting(
+        "max_connections_per_ip",
+        "ARPANET_MAX_CONNECTIONS_PER_IP",
+        "5000",
+        parse_count,
+        "The same, from one address",
+        "N",
+        "master",
+    ),
+    Setting(
+        "max_requests",
+        "ARPANET_MAX_REQUESTS",
+        "2000",
+        parse_count,
+        "Requests that a master serves at once; those beyond get 503",
+        "N",
+        "master",
+    ),
+    Setting(
+        "head_s",
+        "ARPANET_HEAD_S",
+        "10",
+        parse_seconds,
+        "Seconds that a client has to send the head of a request",
+        "S",
+        "master",
+    ),
+    Setting(
+        "stall_s",
+        "ARPANET_STALL_S",
+        "60",
+        parse_seconds,
+        "Seconds after which a body or an answer of JSON that stands still is given up",
+        "S",
+        "master",
+    ),
+    Setting(
         "state_dir",
         "ARPANET_STATE_DIR",
         "/var/lib/arpanet",
@@ -545,6 +610,11 @@ class Settings:
     overcommit: float
     label: Mapping[str, str]
     lease_s: float
+    max_connections: int
+    max_connections_per_ip: int
+    max_requests: int
+    head_s: float
+    stall_s: float
     state_dir: str
     run_dir: str
     log_dir: str
@@ -738,6 +808,13 @@ def load_object(text: bytes, what: str) -> dict[str, Any]:
     return value
 
 
+def raise_descriptors() -> int:
+    """Return how many files this process may have open, which is as many as it may allow itself."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
 def tune_socket(sock: socket.socket) -> None:
     """Send small messages at once, and notice a dead far end after about half a minute."""
     if sock.family == socket.AF_UNIX:
@@ -794,6 +871,89 @@ def read_response(sock: socket.socket, method: str) -> http.client.HTTPResponse:
     return response
 
 
+class Headers:
+    """The fields of a request's head, in order; names in any case."""
+
+    def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
+        self._fields = tuple(fields)
+
+    def items(self) -> tuple[tuple[str, str], ...]:
+        return self._fields
+
+    def get_all(self, name: str) -> list[str]:
+        """Return the values of a field, in order."""
+        lower = name.lower()
+        return [value for key, value in self._fields if key.lower() == lower]
+
+    def get(self, name: str, default: str = "") -> str:
+        """Return the first value of a field."""
+        return next(iter(self.get_all(name)), default)
+
+
+class Head(NamedTuple):
+    """The head of a request."""
+
+    method: str
+    target: str
+    minor: int  # of HTTP/1.minor
+    headers: Headers
+
+
+HEAD_END = re.compile(rb"\r?\n\r?\n")
+HEAD_LINES = 100
+TOKEN = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+REQUEST_LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([01])")
+FIELD_LINE = re.compile(rf"({TOKEN}):[ \t]*([^\x00\r\n]*?)[ \t]*")
+
+
+def parse_head(head: bytes) -> Head:
+    """Return a request's head, given without its empty last line.
+
+    Raises BadRequest, HeadTooLarge. Source: RFC 9112, 3 and 5; a line may end in a bare LF, and
+    what can be read in two ways (a folded line, a space before the colon) is refused.
+    """
+    first, *rest = head.decode("latin-1").replace("\r\n", "\n").split("\n")
+    if len(rest) > HEAD_LINES:
+        raise HeadTooLarge(f"the head of a request has at most {HEAD_LINES} lines")
+    line = REQUEST_LINE.fullmatch(first)
+    if line is None:
+        raise BadRequest(f"a request begins like GET /_ping HTTP/1.1, not like {first[:100]!r}")
+    fields = []
+    for text in rest:
+        field = FIELD_LINE.fullmatch(text)
+        if field is None:
+            raise BadRequest(f"a line of a head is like Name: value, not like {text[:100]!r}")
+        fields.append((field[1], field[2]))
+    return Head(line[1], line[2], int(line[3]), Headers(fields))
+
+
+class Ahead(io.RawIOBase):
+    """What a socket sends, after what was read from it before."""
+
+    def __init__(self, sock: socket.socket, early: bytes) -> None:
+        self._sock, self._early = sock, early
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Fill a buffer. Raises OSError; None: the socket does not block and nothing is there."""
+        if self._early:
+            size = min(len(buffer), len(self._early))
+            buffer[:size], self._early = self._early[:size], self._early[size:]
+            return size
+        try:
+            return self._sock.recv_into(buffer)
+        except BlockingIOError:
+            return None
+
+
+@functools.lru_cache(maxsize=4)
+def http_date(second: int) -> str:
+    """Return an instant of the wall clock as a head's Date has it."""
+    return email.utils.formatdate(second, usegmt=True)
+
+
 def buffered_bytes(reader: Any) -> bytes:
     """Return and consume what a buffered reader has read ahead, without waiting for more.
 
@@ -848,15 +1008,18 @@ class Recent(Generic[Value]):
 class Body:
     """The body of a request that is being read: by length, or in chunks.
 
+    on_stream: is called before blocks() are read, which may pause for as long as they like.
     Raises BadRequest on framing that is malformed. Source: RFC 9112, 6 and 7.
     """
 
-    def __init__(self, reader: Any, headers: email.message.Message) -> None:
-        self._reader = reader
+    def __init__(
+        self, reader: Any, headers: Headers, on_stream: Callable[[], None] = lambda: None
+    ) -> None:
+        self._reader, self._on_stream = reader, on_stream
         self.chunked = bool(headers.get_all("Transfer-Encoding"))
-        lengths = headers.get_all("Content-Length", [])
+        lengths = headers.get_all("Content-Length")
         if self.chunked:
-            codings = ",".join(headers.get_all("Transfer-Encoding", [])).lower().strip()
+            codings = ",".join(headers.get_all("Transfer-Encoding")).lower().strip()
             if codings != "chunked" or lengths:
                 raise BadRequest("a body is either chunked or has one Content-Length")
         if len(set(lengths)) > 1 or any(
@@ -870,6 +1033,7 @@ class Body:
 
     def blocks(self) -> Iterator[bytes]:
         """Return the body as it comes; blocks. Raises BadRequest when it ends early."""
+        self._on_stream()
         self.idle.clear()
         return self._read_blocks()
 
@@ -886,7 +1050,7 @@ class Body:
         """Return the whole body. Raises BadRequest when it passes the limit or ends early."""
         found: list[bytes] = []
         size = 0
-        for block in self.blocks() if not self.finished else ():
+        for block in self._read_blocks() if not self.finished else ():
             size += len(block)
             if size > limit_bytes:
                 raise BadRequest(f"the body is longer than {limit_bytes} bytes")
@@ -913,8 +1077,10 @@ class Body:
             yield from self._counted_blocks(int(size, 16))
             if self._reader.readline(3) not in (b"\r\n", b"\n"):
                 raise BadRequest("the chunked body is malformed")
-        while self._reader.readline(HEAD_LIMIT_BYTES).strip():
-            pass  # trailers
+        for _ in range(HEAD_LINES):  # trailers
+            if not self._reader.readline(BLOCK_BYTES).strip():
+                return
+        raise BadRequest(f"a chunked body has at most {HEAD_LINES} lines of trailers")
 
 
 CHUNK_HEAD = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\n]*)?\r\n")
@@ -4798,7 +4964,7 @@ class Call:
     prefix: str  # "/v1.41" or ""
     path: str  # raw, less the prefix
     query_text: str  # raw, less the ?
-    headers: email.message.Message
+    headers: Headers
     body: Body
     on_hangup: Callable[[Callable[[], None]], None]  # what to do when the client goes
     params: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -6359,64 +6525,300 @@ class HangupWatch:
             return actions
 
 
-LINGER_S = 2.0
+# ---- clients, before they ask and between their requests
 
+LINGER_S = 2.0
+IDLE_S = 600.0  # that a client may wait before its next request
+HOT_S = 0.05  # that a thread waits for it
+REST_S = 0.2  # before accept is tried again without descriptors
+REFUSED_MOST = 200  # connections beyond the limit that are told so; the others are reset
+HEADS_BYTES = 64 * 1024 * 1024  # what all unfinished heads may hold together
+PIECE_BYTES = 1024 * 1024  # of an answer, that a client must take within stall_s
+
+
+class Limits(NamedTuple):
+    """What the clients of a master may use."""
+
+    connections: int
+    per_ip: int
+    requests: int
+    head_s: float
+    stall_s: float
+
+
+def decide_limits(settings: Settings, descriptors: int) -> Limits:
+    """Return the settings, less what the descriptors do not allow: three for each connection."""
+    most = max(1, (descriptors - 200) // 3)
+    return Limits(
+        min(settings.max_connections, most),
+        min(settings.max_connections_per_ip, most),
+        settings.max_requests,
+        settings.head_s,
+        settings.stall_s,
+    )
+
+
+def json_answer(status: int, value: Any) -> bytes:
+    """Return a whole HTTP answer, which closes the connection."""
+    body = dump_json(value) + b"\n"
+    head = f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}\r\n"
+    head += "Content-Type: application/json\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def too_many(what: str, setting: str) -> Unavailable:
+    """Return the error for a client that is one too many."""
+    row = next(row for row in SETTINGS if row.name == setting)
+    return Unavailable(
+        f"this master serves no more than {what}: use another master, try again later, or start "
+        f"it with a larger {row.flag} ({row.variable})"
+    )
+
+
+class Guest:
+    """One client's connection: the socket, and what of the next request has come."""
+
+    __slots__ = ("sock", "ip", "serve", "got", "head_bytes", "due", "fault", "ready")
+
+    def __init__(self, sock: socket.socket, ip: str, serve: Callable[[Guest], None]) -> None:
+        self.sock, self.ip, self.serve = sock, ip, serve
+        self.got = bytearray()
+        self.head_bytes = 0  # of got, up to the end of the head; 0: it is not whole
+        self.due = 0.0
+        self.fault: ArpanetError | None = None  # why it will not be served
+        self.ready: bool | None = False  # None: the connection has ended
+
+    def add(self, part: bytes) -> None:
+        """Add what was read; the guest is ready once its head is whole, or wrong."""
+        if not self.got:
+            part = part.lstrip(b"\r\n")
+        searched = max(0, len(self.got) - 3)
+        self.got += part
+        end = HEAD_END.search(self.got, searched)
+        self.head_bytes = end.end() if end else 0
+        if (self.head_bytes or len(self.got)) > HEAD_LIMIT_BYTES:
+            self.fault = self.fault or HeadTooLarge(
+                f"the head of a request has at most {HEAD_LIMIT_BYTES} bytes"
+            )
+        self.ready = bool(end or self.fault)
+
+    def read(self, wait_s: float) -> None:
+        """Read what comes within a time."""
+        self.sock.settimeout(wait_s)
+        try:
+            part = self.sock.recv(BLOCK_BYTES)
+        except (BlockingIOError, TimeoutError):
+            return
+        except OSError:
+            part = b""
+        self.add(part)
+        if not part:
+            self.fault = self.fault or BadRequest("the request broke off in its head")
+            self.ready = bool(self.got) or None
+
+    def take_head(self) -> bytes:
+        """Return the head, without its empty last line. Raises ArpanetError: it is no request."""
+        if self.fault:
+            raise self.fault
+        head = bytes(self.got[: self.head_bytes])
+        del self.got[: self.head_bytes]
+        return head.rstrip(b"\r\n")
+
+    def take_rest(self) -> bytes:
+        """Return what came after the head."""
+        rest = bytes(self.got)
+        self.got.clear()
+        return rest
+
+
+class Lobby:
+    """Where clients wait that have not asked yet: one thread, "lobby", for all of them.
+
+    A guest whose head is whole gets a thread of its own, unless there are too many; a guest that
+    is one too many is told so when it has asked: words before that could be lost.
+    """
+
+    def __init__(self, limits: Limits, stop: threading.Event) -> None:
+        self.limits, self._stop = limits, stop
+        self._epoll = select.epoll()
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()  # guards what follows
+        self._waiting: dict[int, Guest] = {}
+        self._held_bytes = 0  # by those who wait
+        self._guests: collections.Counter[str] = collections.Counter()  # of each address
+        self._total = self._serving = 0
+
+    def run(self) -> None:
+        """Read heads until stop. Thread: lobby."""
+        tick_at = 0.0
+        while not self._stop.is_set():
+            for fd, _ in self._epoll.poll(TICK_S, EVENTS_PER_TURN):
+                self._read(self._waiting[fd])
+            if time.monotonic() >= tick_at:
+                tick_at = time.monotonic() + TICK_S
+                self._tick()
+        for guest in self._list_waiting():
+            self._call_up(guest)
+            self.leave(guest)
+
+    def enter(self, sock: socket.socket, ip: str, serve: Callable[[Guest], None]) -> None:
+        """Let a client wait for its first request. Thread: accept-IP."""
+        guest, limits = Guest(sock, ip, serve), self.limits
+        with self._lock:
+            self._total += 1
+            self._guests[ip] += 1
+            total, own = self._total, self._guests[ip]
+        if total > limits.connections:
+            guest.fault = too_many(f"{limits.connections} connections", "max_connections")
+        elif own > limits.per_ip:
+            what = f"{limits.per_ip} connections from {ip}"
+            guest.fault = too_many(what, "max_connections_per_ip")
+        if total > limits.connections + REFUSED_MOST:
+            set_linger_0(sock)
+            self.leave(guest)
+        else:
+            self.wait(guest, limits.head_s)
+
+    def wait(self, guest: Guest, wait_s: float) -> None:
+        """Have the guest served when it has asked. Thread: its own."""
+        guest.sock.setblocking(False)
+        guest.due = time.monotonic() + (self.limits.head_s if guest.got else wait_s)
+        with self._lock:
+            self._held_bytes += len(guest.got)
+            self._waiting[guest.sock.fileno()] = guest
+            self._epoll.register(guest.sock.fileno(), select.EPOLLIN)
+
+    def leave(self, guest: Guest) -> None:
+        """Close a guest's connection; the pump may keep it by another descriptor."""
+        guest.sock.close()
+        with self._lock:
+            self._total -= 1
+            self._guests[guest.ip] -= 1
+            if not self._guests[guest.ip]:
+                del self._guests[guest.ip]
+
+    def _list_waiting(self) -> list[Guest]:
+        with self._lock:
+            return list(self._waiting.values())
+
+    def _call_up(self, guest: Guest) -> None:
+        with self._lock:
+            del self._waiting[guest.sock.fileno()]
+            self._epoll.unregister(guest.sock.fileno())
+            self._held_bytes -= len(guest.got)
+
+    def _read(self, guest: Guest) -> None:
+        held = len(guest.got)
+        guest.read(0)
+        if guest.got and not held:
+            guest.due = time.monotonic() + self.limits.head_s
+        with self._lock:
+            self._held_bytes += len(guest.got) - held
+        if guest.ready is None:
+            self._call_up(guest)
+            self.leave(guest)
+        elif guest.ready:
+            self._call_up(guest)
+            self._admit(guest)
+        elif self._held_bytes > HEADS_BYTES:
+            self._call_up(guest)
+            self._refuse(guest, Unavailable("too many requests are unfinished; try again"))
+
+    def _tick(self) -> None:
+        """Say goodbye to those whose time is up."""
+        now = time.monotonic()
+        for guest in [g for g in self._list_waiting() if g.due < now]:
+            late = TooSlow(f"the head of the request was not there within {self.limits.head_s:g} s")
+            self._call_up(guest)
+            self._refuse(guest, late if guest.got else None)
+
+    def _refuse(self, guest: Guest, why: ArpanetError | None) -> None:
+        if why:
+            log.debug("refused %s: %s", guest.ip, why)
+            say_and_close(guest.sock, json_answer(why.status, {"message": str(why)}))
+        self.leave(guest)
+
+    def _admit(self, guest: Guest) -> None:
+        """Give a guest that has asked its thread, or the answer that there is none."""
+        fault = guest.fault if isinstance(guest.fault, Unavailable) else None
+        with self._lock:
+            if self._serving >= self.limits.requests:
+                fault = too_many(f"{self.limits.requests} requests at once", "max_requests")
+            self._serving += 1
+        try:
+            if fault is None:
+                spawn(f"api-{next(self._numbers)}", functools.partial(self._serve, guest))
+                return
+        except RuntimeError as e:  # the machine has no more threads
+            fault = Unavailable(f"this master cannot serve more at the moment: {e}; try again")
+        self._serve_no_more()
+        self._refuse(guest, fault)
+
+    def _serve(self, guest: Guest) -> None:
+        try:
+            guest.serve(guest)
+        finally:
+            self._serve_no_more()
+
+    def _serve_no_more(self) -> None:
+        with self._lock:
+            self._serving -= 1
+
+
+# ---- requests and replies
 
 # They lose what comes in one segment with the head of a raw stream. Source: docker/docker-py#3332
 DEAF_CLIENTS, DEAF_S = ("docker-sdk-python/", "docker-compose/1."), 0.02
 
 
 class ApiConnection(http.server.BaseHTTPRequestHandler):
-    """One client's connection: reads requests, writes replies. Thread: api-N."""
+    """One request of a client, and its reply. Thread: api-N."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+    request: Guest
     server: ApiServer
 
     def setup(self) -> None:
-        tune_socket(self.request)
-        super().setup()
+        self.connection = self.request.sock
+        self.connection.settimeout(self.server.lobby.limits.stall_s)
+        self.command, self.close_connection, self._is_old = "", True, False
 
     def handle(self) -> None:
         try:
-            super().handle()
-        except (ConnectionError, TimeoutError) as e:
-            log.debug("the client went: %s", e)
-        finally:
-            self.server.hangups.forget(self.connection.fileno())
+            head = parse_head(self.request.take_head())
+            self._reader = io.BufferedReader(Ahead(self.connection, self.request.take_rest()))
+            patient = functools.partial(self.connection.settimeout, None)
+            body = Body(self._reader, head.headers, patient)
+        except BadRequest as e:
+            self.send_error(e.status, str(e))
+            return
+        self.command, self._is_old = head.method, head.minor == 0
+        asked = head.headers.get("Connection").lower()
+        self.close_connection = self._is_old or "close" in asked
+        if head.headers.get("Expect").lower() == "100-continue":
+            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._serve(self._build_call(head, body), body)
 
-    def handle_one_request(self) -> None:
-        self.raw_requestline = self.rfile.readline(HEAD_LIMIT_BYTES + 1)
-        if len(self.raw_requestline) > HEAD_LIMIT_BYTES:
-            self.requestline = self.request_version = self.command = ""
-            self.send_error(414, "the request line is too long")
-        elif not self.raw_requestline:
-            self.close_connection = True
-        elif self.parse_request():
-            self._serve()
+    def finish(self) -> None:
+        """Leave what has come of the next request with the guest."""
+        self.request.ready = None
+        if not self.close_connection:
+            self.connection.setblocking(False)
+            self.request.ready = False
+            self.request.add(buffered_bytes(self._reader))
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer a malformed request in Docker's form, and close."""
         del explain
         self.close_connection = True
         self._send(json_reply({"message": message or "malformed request"}, code))
-        self._linger(iter(functools.partial(self.rfile.read1, BLOCK_BYTES), b""))
+        self._linger(iter(functools.partial(self.connection.recv, BLOCK_BYTES), b""))
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
-        log.debug(format, *args)
-
-    def _serve(self) -> None:
-        try:
-            body = Body(self.rfile, self.headers)
-        except BadRequest as e:
-            self.send_error(400, str(e))
-            return
-        call = self._read_call(body)
+    def _serve(self, call: Call, body: Body) -> None:
         reply = answer(call)
         if not (body.finished or reply.engine):  # unread, it would be taken for the next request
             self.close_connection = True
         try:
-            self._send(reply, call.warning)
+            self._send(reply, call)
         except EngineDown as e:
             log.info("%s", e)
             self.close_connection = True  # the client sees that the answer is not whole
@@ -6430,8 +6832,8 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         elif not body.finished:
             self._linger(body.blocks())
 
-    def _read_call(self, body: Body) -> Call:
-        target = re.sub(r"^https?://[^/]*", "", self.path)
+    def _build_call(self, head: Head, body: Body) -> Call:
+        target = re.sub(r"^https?://[^/]*", "", head.target)
         path, _, query = target.partition("?")
         path = re.sub("/{2,}", "/", path)
         match = re.match(r"/v\d{1,3}\.\d{1,3}(?=/)", path)
@@ -6439,11 +6841,11 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         watch = functools.partial(self.server.hangups.add, self.connection.fileno())
         return Call(
             self.server.node,
-            self.command,
+            head.method,
             prefix,
             path[len(prefix) :],
             query,
-            self.headers,
+            head.headers,
             body,
             watch,
         )
@@ -6466,10 +6868,10 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             for _ in zip(range(64), rest, strict=False):
                 pass
 
-    def _send(self, reply: Reply, warning: str = "") -> None:
-        noted = (("Warning", warning),) if warning else ()
-        if reply.engine:
-            self._send_engine(reply.engine, noted, reply.stream)
+    def _send(self, reply: Reply, call: Call | None = None) -> None:
+        noted = (("Warning", call.warning),) if call and call.warning else ()
+        if call and reply.engine:
+            self._send_engine(reply.engine, noted, call, reply.stream)
             return
         headers = [*reply.headers, ("Server", f"arpanet/{__version__} (linux)")]
         headers += [("Docker-Experimental", "false"), ("Ostype", "linux"), *noted]
@@ -6486,13 +6888,15 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         self,
         reply: EngineReply,
         noted: Iterable[tuple[str, str]],
+        call: Call,
         changed: Iterator[bytes] | None = None,
     ) -> None:
+        self.connection.settimeout(None)  # a stream may pause for as long as it likes
         headers = [(n, v) for n, v in reply.headers if n.lower() not in HOP_HEADERS]
         headers += noted
         length = reply.response.getheader("Content-Length")
         if reply.is_hijack:
-            self._hijack(reply, headers)
+            self._hijack(reply, headers, call)
         elif self.command == "HEAD" or reply.status in (204, 304):
             self._send_head(reply.status, headers)
         elif reply.response.chunked and not changed and self.request_version != "HTTP/1.0":
@@ -6504,19 +6908,19 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         else:
             self._send_head(reply.status, [*headers, ("Content-Length", length)])
             for block in reply.blocks():
-                self.wfile.write(block)
+                self.connection.sendall(block)
 
     def _send_blocks(
         self, status: int, headers: list[tuple[str, str]], blocks: Iterable[bytes]
     ) -> None:
-        chunked = self.request_version != "HTTP/1.0"
-        self.close_connection = self.close_connection or not chunked
+        chunked, send = not self._is_old, self.connection.sendall
+        self.connection.settimeout(None)
         framing = ("Transfer-Encoding", "chunked") if chunked else ("Connection", "close")
         self._send_head(status, [*headers, framing])
         for block in blocks:
-            write_chunk(self.wfile.write, block) if chunked else self.wfile.write(block)
+            write_chunk(send, block) if chunked else send(block)
         if chunked:
-            self.wfile.write(b"0\r\n\r\n")
+            send(b"0\r\n\r\n")
 
     def _send_head(
         self, status: int, headers: Iterable[tuple[str, str]], body: bytes = b""
@@ -6524,12 +6928,18 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         lines = [f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}"]
         lines += [f"{name}: {value}" for name, value in headers]
         if not any(line.startswith("Date:") for line in lines):
-            lines.append(f"Date: {self.date_time_string()}")
+            lines.append(f"Date: {http_date(int(utc_now().timestamp()))}")
         if self.close_connection and not any(x.startswith("Connection:") for x in lines):
             lines.append("Connection: close")
-        self.wfile.write("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body)
+        whole = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+        if len(body) < BLOCK_BYTES:
+            whole, body = whole + body, b""
+        self.connection.sendall(whole, socket.MSG_MORE if body else 0)
+        view = memoryview(body)
+        for start in range(0, len(body), PIECE_BYTES):
+            self.connection.sendall(view[start : start + PIECE_BYTES])
 
-    def _hijack(self, reply: EngineReply, headers: list[tuple[str, str]]) -> None:
+    def _hijack(self, reply: EngineReply, headers: list[tuple[str, str]], call: Call) -> None:
         """Hand both connections to the pump; they are a raw stream from here on."""
         upgrade = reply.response.getheader("Upgrade")
         if reply.status == 101:
@@ -6539,47 +6949,69 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         self._send_head(reply.status, headers)
         self.close_connection = True
         self.server.hangups.forget(self.connection.fileno())
-        if self.headers.get("User-Agent", "").startswith(DEAF_CLIENTS):
+        if call.headers.get("User-Agent").startswith(DEAF_CLIENTS):
             self.server.node.stop.wait(DEAF_S)
         early_from_engine = reply.early_bytes()
         client = socket.socket(fileno=os.dup(self.connection.fileno()))
         client.setblocking(False)
-        early_from_client = buffered_bytes(self.rfile)
+        early_from_client = buffered_bytes(self._reader)
         self.server.pump.join(
             client, reply.sock, early_to_far=early_from_client, early_to_near=early_from_engine
         )
 
 
 class ApiServer(socketserver.TCPServer):
-    """The listener of the Docker API at one address; a thread for each connection."""
+    """The listener of the Docker API at one address; its clients wait in the lobby."""
 
     allow_reuse_address = True
     request_queue_size = 1024
 
-    def __init__(self, address: HostPort, node: Node, pump: Pump, hangups: HangupWatch) -> None:
+    def __init__(
+        self, address: HostPort, node: Node, pump: Pump, hangups: HangupWatch, lobby: Lobby
+    ) -> None:
         super().__init__(address, ApiConnection)
-        self.node, self.pump, self.hangups = node, pump, hangups
-        self._count = itertools.count(1)
+        self.node, self.pump, self.hangups, self.lobby = node, pump, hangups, lobby
+        self._resting = False  # since the last time that accept worked
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept; without descriptors wait a moment, as the queue stays readable."""
+        try:
+            accepted = super().get_request()
+        except OSError as e:
+            if e.errno in OUT_OF_DESCRIPTORS:
+                if not self._resting:
+                    log.warning("accepts no connection for now: %s", e)
+                self._resting = True
+                self.node.stop.wait(REST_S)
+            raise
+        self._resting = False
+        return accepted
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        serve = functools.partial(self.process_request_now, request, client_address)
-        spawn(f"api-{next(self._count)}", serve)
+        tune_socket(request)
+        self.lobby.enter(request, client_address[0], self.serve)
 
-    def process_request_now(self, request: Any, client_address: Any) -> None:
+    def serve(self, guest: Guest) -> None:
+        """Answer a guest for as long as it asks one request after the other. Thread: api-N."""
+        ready: bool | None = None
         try:
-            self.finish_request(request, client_address)
+            while self._answer(guest):
+                pass
+            ready = guest.ready
         except OSError as e:
-            log.debug("connection from %s broke: %s", client_address, e)
+            log.debug("connection from %s broke: %s", guest.ip, e)
         finally:
-            self.shutdown_request(request)
+            if ready is None or self.node.stop.is_set():
+                self.lobby.leave(guest)
+            else:
+                self.lobby.wait(guest, IDLE_S)
 
-    def shutdown_request(self, request: Any) -> None:
-        """Close our end without a shutdown: a hijacked connection lives on in the pump."""
-        self.close_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        del request
-        log.warning("could not serve %s: %s", client_address, sys.exc_info()[1])
+    def _answer(self, guest: Guest) -> bool | None:
+        """Answer one request; return whether the next one is there, None when none will come."""
+        self.finish_request(guest, guest.ip)  # type: ignore[arg-type]
+        if guest.ready is False:
+            guest.read(HOT_S)
+        return guest.ready
 
 
 # ==== Member =================================================================
@@ -8277,6 +8709,9 @@ def find_route_fault(subnet: str) -> str:
     return f"{address} does not lead here: {' '.join((done.stdout + done.stderr).split())}"
 
 
+AGENT_REQUESTS = 500  # at once, tunnels apart
+
+
 class Agent:
     """Serves members of this arpanet on the agent's port: tunnels, publishing, status."""
 
@@ -8284,6 +8719,7 @@ class Agent:
         self._slave = slave
         self._node = slave.node
         self._count = itertools.count(1)
+        self._room = threading.Semaphore(AGENT_REQUESTS)
 
     def start(self) -> None:
         settings = self._node.settings
@@ -8302,6 +8738,10 @@ class Agent:
             target = Target(self._find_address(path))
             self._slave.pump.dial(sock, target, answer=AGENT_OK, early=rest)
         else:
+            if not self._room.acquire(blocking=False):
+                raise Unavailable(
+                    f"this agent serves no more than {AGENT_REQUESTS} requests at once"
+                )
             serve = functools.partial(self._serve, sock, peer[0], verb, path, rest)
             spawn(f"agent-{next(self._count)}", serve)
 
@@ -8320,7 +8760,6 @@ class Agent:
 
     def _serve(self, sock: socket.socket, peer_ip: str, verb: str, path: str, rest: bytes) -> None:
         """Answer what may block. Thread: agent-N."""
-        sock.setblocking(True)
         sock.settimeout(SYNC_S)
         try:
             self._require_member(peer_ip)
@@ -8330,12 +8769,10 @@ class Agent:
             status, value = 200, self._answer(verb, path)
         except ArpanetError as e:
             status, value = e.status, {"message": str(e)}
-        body = dump_json(value)
-        head = f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}\r\n"
-        head += "Content-Type: application/json\r\nConnection: close\r\n"
-        head += f"Content-Length: {len(body)}\r\n\r\n"
+        finally:
+            self._room.release()
         with contextlib.suppress(OSError), sock:  # who has gone misses nothing
-            sock.sendall(head.encode() + body)
+            sock.sendall(json_answer(status, value))
         return None
 
     def _require_member(self, ip: str) -> None:
@@ -8673,10 +9110,8 @@ class Client:
 
 def no_master_answer(why: str) -> bytes:
     """Return what a docker client is told when no master answers."""
-    body = dump_json({"message": f"no arpanet master answers ({why}); try: arpanet master status"})
-    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode() + body
+    words = f"no arpanet master answers ({why}); try: arpanet master status"
+    return json_answer(503, {"message": words})
 
 
 def ask_status(master: HostPort, timeout_s: float = 1.0) -> dict[str, Any]:
@@ -8703,6 +9138,7 @@ class Master:
         self.member = EtcdMember(place, stop=stop, say=say)
         self.pump = Pump(stop)
         self.hangups = HangupWatch(stop)
+        self.lobby = Lobby(decide_limits(settings, raise_descriptors()), stop)
         self._ending = contextlib.ExitStack()  # what was begun, the last of it on top
 
     def start(self) -> str:
@@ -8726,9 +9162,10 @@ class Master:
         self.pump.start()
         self._ending.callback(self.pump.stop)
         spawn("hangup", self.hangups.run, self._stop)
+        spawn("lobby", self.lobby.run, self._stop)
         for address in addresses:
             endpoint = HostPort(address, settings.api_port)
-            server = ApiServer(endpoint, self.node, self.pump, self.hangups)
+            server = ApiServer(endpoint, self.node, self.pump, self.hangups, self.lobby)
             spawn(f"accept-{address}", server.serve_forever, self._stop)
             self._ending.callback(server.server_close)
             self._ending.callback(server.shutdown)
@@ -8934,6 +9371,7 @@ def run_daemon(
     make: Callable[[threading.Event, Say], Daemon], role: str, settings: Settings, herald: Herald
 ) -> int:
     """Run a daemon until a signal; return the exit code."""
+    raise_descriptors()
     stop = threading.Event()
     asked: list[int] = []  # the signals that asked us to stop
 

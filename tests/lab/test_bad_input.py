@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from clients import (
@@ -305,14 +306,46 @@ def test_expect_100_is_answered_before_the_body_is_sent(net: Lab) -> None:
     assert statuses(text) in ([100, 201, 200], [201, 200])
 
 
-def test_a_hundred_idle_connections_do_not_keep_others_waiting(net: Lab) -> None:
-    code = "import socket, sys; a = [socket.create_connection((sys.argv[1], 8791), 5) "
-    code += "for _ in range(100)]; print('open', flush=True); sys.stdin.read()"
-    holder = net.client.popen(["python3", "-I", "-c", code, net["h1"].ip], stdin=-1, stdout=-1)
-    assert holder.stdout
-    assert holder.stdout.readline() == "open\n"
-    assert output(net, "ps", "-q") == ""
-    holder.communicate()
+CROWD_CODE = """
+import resource, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+def connect():
+    return socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
+silent = [connect() for _ in range(2000)]
+loud = [connect() for _ in range(100)]
+words = [b"\\x16\\x03\\x01" + bytes(99), b"GET / HTTP/1.1\\r\\nA: ", b"x" * 60000, b"\\0"]
+for number, sock in enumerate(loud):
+    sock.sendall(words[number % len(words)])
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def figures(lab: Lab, host: str, role: str) -> dict[str, int]:
+    """Return how many threads and how much memory (in kB) a daemon has."""
+    (pid,) = {p.pid for p in lab[host].processes() if {role, "start"} <= {*p.argv}}
+    rows = (line.split()[:2] for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    found = {row[0]: row[1] for row in rows if len(row) == 2}
+    return {name: int(found[f"{name}:"]) for name in ("Threads", "VmRSS")}
+
+
+@pytest.mark.parametrize(("role", "port"), [("master", 8791), ("slave", 8792)])
+def test_thousands_that_send_nothing_or_garbage_do_not_keep_others_waiting(
+    net: Lab, role: str, port: int
+) -> None:
+    docker(net, "run", "-d", "--name", "c1", "busybox", "sleep", "600")
+    before = figures(net, "h1", role)
+    command = ["python3", "-I", "-c", CROWD_CODE, net["h1"].ip, str(port)]
+    crowd = net.client.popen(command, stdin=-1, stdout=-1)
+    assert crowd.stdout
+    assert crowd.stdout.readline() == "open\n"
+    for _ in range(3):
+        assert output(net, "ps", "--format", "{{.Names}}").startswith("c1@h")
+        assert output(net, "exec", "c1", "echo", "hello") == "hello"
+    now = figures(net, "h1", role)
+    assert now["Threads"] < before["Threads"] + 20
+    assert now["VmRSS"] < before["VmRSS"] + (50 << 10)
+    crowd.communicate()
 
 
 def test_an_error_is_json_with_one_message(net: Lab) -> None:
