@@ -51,6 +51,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import operator
 import os
 import platform
 import queue
@@ -796,6 +797,11 @@ def dump_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
 
+def dump_plain(value: Any) -> bytes:
+    """Return compact JSON with the keys in their own order, as an engine's answers have them."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
 def load_object(text: bytes, what: str) -> dict[str, Any]:
     """Return a JSON object. Raises BadRequest that says what is malformed."""
     try:
@@ -1259,7 +1265,8 @@ class Link(NamedTuple):
     vip: str
 
 
-class Container(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Container:
     """One container, as its slave published it (containers/HOST/ID)."""
 
     host: str
@@ -1271,8 +1278,16 @@ class Container(NamedTuple):
     needs: Needs
     links: tuple[Link, ...]
     created: str  # in UTC, to the nanosecond; as text these are in the order of time
-    aliases: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # network: its names there
-    calls: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # network: "TARGET:ALIAS" there
+    # network: its names there, and "TARGET:ALIAS", what it calls others there
+    aliases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    calls: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def listed(self) -> bytes:
+        """Return its entry of GET /containers/json, named NAME@HOST, up to its Status."""
+        entry = {k: v for k, v in self.summary.items() if k != "Status"}
+        entry["Names"] = [f"/{self.full_name}"]
+        return dump_plain(entry)[:-1] + b',"Status":'
 
     @property
     def full_name(self) -> str:
@@ -1317,6 +1332,17 @@ class View:
         return frozenset(
             [m.ip for m in self.masters.values()] + [h.ip for h in self.hosts.values()]
         )
+
+    @functools.cached_property
+    def newest_first(self) -> tuple[Container, ...]:
+        """Return all containers in the order of a listing."""
+        by_id = sorted(self.containers.values(), key=operator.attrgetter("id"))
+        return tuple(sorted(by_id, key=operator.attrgetter("created"), reverse=True))
+
+    @functools.cached_property
+    def api(self) -> ApiRange:
+        """Return the API versions that are offered."""
+        return api_range(self)
 
     def living_hosts(self) -> list[Host]:
         """Return the hosts whose slaves are alive, by name."""
@@ -1514,6 +1540,7 @@ def require_container(view: View, reference: str) -> Container:
 # ---- listing
 
 
+@functools.lru_cache(maxsize=100_000)
 def parse_time(text: str) -> datetime.datetime | None:
     """Return an instant of the engine, None for its zero."""
     match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?", text or "")
@@ -1579,12 +1606,11 @@ def status_text(state: Mapping[str, Any], now: datetime.datetime) -> str:
     return f"Exited ({code}) {ago} ago" if finished else ""
 
 
-def list_entry(view: View, container: Container, now: datetime.datetime) -> dict[str, Any]:
-    """Return the container's entry of GET /containers/json, with NAME@HOST as its name."""
-    entry = dict(container.summary, Names=[f"/{container.full_name}"])
+def list_entry(view: View, container: Container, now: datetime.datetime) -> bytes:
+    """Return the container's entry of GET /containers/json."""
     down = container.host not in view.alive
-    entry["Status"] = "Host Down" if down else status_text(container.state, now)
-    return entry
+    status = "Host Down" if down else status_text(container.state, now)
+    return container.listed + dump_plain(status) + b"}"
 
 
 def matches(pattern: str, *texts: str) -> bool:
@@ -1775,9 +1801,8 @@ def list_containers(view: View, listing: Listing) -> list[Container]:
             and all(passes(c, name, values) for name, values in tests)
         )
 
-    found = sorted(filter(is_wanted, view.containers.values()), key=lambda c: c.id)
-    found.sort(key=lambda c: c.created, reverse=True)
-    return found[: listing.limit] if listing.limit > 0 else found
+    found = filter(is_wanted, view.newest_first)
+    return list(itertools.islice(found, listing.limit if listing.limit > 0 else None))
 
 
 def passes(container: Container, name: str, values: Sequence[str]) -> bool:
@@ -2989,10 +3014,65 @@ class Transaction:
         return check.create_revision in (None, created) and check.mod_revision in (None, changed)
 
 
+class NearRevision:
+    """The current revision by a quorum read, asked of one etcd by its JSON gateway.
+
+    In half the time that a call through gRPC takes, and a tenth of the work. What goes wrong is
+    left for gRPC to find out, for a moment also without asking here. Safe for threads.
+    """
+
+    TRY_S, PAUSE_S = 0.5, 1.0
+    BODY = b'{"key":"AA==","count_only":true}'
+    HEAD = b"POST /v3/kv/range HTTP/1.1\r\nHost: etcd\r\nGrpc-Metadata-Hasleader: true\r\n"
+    ASKED = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    ANSWER = re.compile(
+        rb'HTTP/1\.1 200 .*\{"cluster_id":"([0-9]+)",[^{}]*"revision":"([0-9]+)"[^{}]*\}.*\}\s*',
+        re.DOTALL,
+    )
+
+    def __init__(self, etcd: HostPort) -> None:
+        self._etcd = etcd
+        self._idle: list[socket.socket] = []  # append and pop are atomic
+        self._again = 0.0
+
+    def read(self, cluster_id: int) -> int:
+        """Return the revision, 0 when it cannot be said so, or is another cluster's."""
+        if time.monotonic() < self._again:
+            return 0
+        try:
+            sock = self._idle.pop() if self._idle else dial(self._etcd, self.TRY_S)
+        except OSError:
+            self._again = time.monotonic() + self.PAUSE_S
+            return 0
+        answer = self._ask(sock)
+        if answer is None or int(answer[1]) != cluster_id:
+            sock.close()
+            self._again = time.monotonic() + self.PAUSE_S
+            return 0
+        self._idle.append(sock)
+        return int(answer[2])
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def _ask(self, sock: socket.socket) -> re.Match[bytes] | None:
+        text = b""
+        with contextlib.suppress(OSError):  # it may have been closed since
+            sock.settimeout(self.TRY_S)
+            sock.sendall(self.ASKED)
+            while (part := sock.recv(4096)) and len(text) < 4096:
+                text += part
+                if answer := self.ANSWER.fullmatch(text):
+                    return answer
+        return None
+
+
 class Mesh:
     """etcd as one thing, on whichever of the masters answers.
 
     endpoints: "ip:port" of masters to begin with; the others are learnt from the member list.
+    near: this machine's own etcd, if it has one: the quickest to say which revision it is.
     Every call blocks up to timeout_s (10 s), 1.5 s per try, and raises MeshDown when no master
     answered, or Unsure when a change was sent and nobody knows whether it was done.
     Thread 'members' follows the member list; on_members is called there with each new one.
@@ -3005,8 +3085,10 @@ class Mesh:
         stop: threading.Event,
         on_members: Callable[[tuple[str, ...]], None] | None = None,
         timeout_s: float = DEADLINE_S,
+        near: HostPort | None = None,
     ) -> None:
         self.timeout_s = timeout_s
+        self._near = NearRevision(near) if near else None
         self._stop, self._closed, self._on_members = stop, threading.Event(), on_members
         self._seeds = tuple(sorted(set(endpoints)))
         self._lock = threading.Lock()  # guards _retired and _streams
@@ -3053,6 +3135,9 @@ class Mesh:
 
         Blocks up to timeout_s; raises MeshDown without quorum.
         """
+        near = self._near.read(self._cluster_id) if self._near and self._cluster_id else 0
+        if near:
+            return near
 
         def send(wire: Wire, timeout_s: float) -> Any:
             request = wire.rpc.RangeRequest(key=b"\0", count_only=True)
@@ -3217,6 +3302,8 @@ class Mesh:
         """End threads 'members' and 'watch', and the channels. Calls then raise MeshDown."""
         self._closed.set()
         self._cancel_streams()
+        if self._near:
+            self._near.close()
         with self._lock:
             wires = [self._wire, *(wire for _, wire in self._retired)]
             self._retired.clear()
@@ -3876,6 +3963,71 @@ class Making:
             self._claims.pop(name, None)
 
 
+class Answers:
+    """Listings as they are sent, of one view and one second: ages are told in seconds."""
+
+    MOST = 16
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards what follows
+        self._of: tuple[View, int] | None = None
+        self._made: dict[str, bytes] = {}  # by query
+
+    def get(
+        self, view: View, now: datetime.datetime, query: str, make: Callable[[], bytes]
+    ) -> bytes:
+        """Return what make() made for this query, as of this view and this second."""
+        second = int(now.timestamp())
+        with self._lock:
+            if self._of is None or self._of[0] is not view or self._of[1] != second:
+                self._of, self._made = (view, second), {}
+            if query not in self._made:
+                if len(self._made) >= self.MOST:
+                    self._made = {}
+                self._made[query] = make()
+            return self._made[query]
+
+
+class SharedRead:
+    """One read for all who ask while the one before is on its way.
+
+    Each gets what a read returned, or raised, that began after it asked; a read that hangs holds
+    the next one up for round_s.
+    """
+
+    def __init__(self, read: Callable[[], int], round_s: float = 0.05) -> None:
+        self._read, self._round_s = read, round_s
+        self._reading = threading.Lock()  # held by the thread that reads
+        self._lock = threading.Lock()  # guards what follows
+        self._next: futures.Future[int] | None = None  # of the read that has not begun
+        self.waiting = 0  # for it
+
+    def get(self) -> int:
+        """Return what was read. Raises what read() raises."""
+        with self._lock:
+            first = self._next is None
+            mine = self._next = self._next or futures.Future()
+            self.waiting += 1
+        if first:
+            self._run(mine)
+        return mine.result()
+
+    def _run(self, mine: futures.Future[int]) -> None:
+        alone = self._reading.acquire(timeout=self._round_s)
+        with self._lock:
+            self._next, self.waiting = None, 0
+        try:
+            mine.set_result(self._read())
+        except ArpanetError as e:
+            mine.set_exception(e)
+        except BaseException as e:
+            mine.set_exception(e)
+            raise
+        finally:
+            if alone:
+                self._reading.release()
+
+
 class Node:
     """What the threads of a master or slave share."""
 
@@ -3886,6 +4038,8 @@ class Node:
         self.pull_hosts: Recent[str] = Recent(1000)  # image: host that a create waits on
         self.settled: Recent[ImageEntry] = Recent()  # "HOST NAME": what the name was seen to mean
         self.making = Making()
+        self.answers = Answers()
+        self._revision = SharedRead(mesh.read_revision)
         self.presence: Lease | None = None
         self.report: Callable[[], dict[str, Any]] = dict
         self.facts: Callable[[], dict[str, Any]] = dict
@@ -3947,7 +4101,7 @@ class Node:
 
     def sync_view(self) -> View:
         """Return a view that holds all that was acknowledged before this call. Raises MeshDown."""
-        return self.wait_view(self.mesh.read_revision())
+        return self.wait_view(self._revision.get())
 
     def require_engine(self, view: View, name: str) -> Engine:
         """Return a living host's engine. Raises EngineDown."""
@@ -4949,10 +5103,12 @@ class Reply(NamedTuple):
     engine: EngineReply | None = None
 
 
+JSON = (("Content-Type", "application/json"),)
+
+
 def json_reply(value: Any, status: int = 200) -> Reply:
     """Return a JSON answer, with the line break that an engine sends too."""
-    body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
-    return Reply(status, body, (("Content-Type", "application/json"),))
+    return Reply(status, dump_plain(value) + b"\n", JSON)
 
 
 @dataclasses.dataclass
@@ -5053,7 +5209,7 @@ class Call:
 def get_ping(call: Call) -> Reply:
     """Answer /_ping. Source: docker CLI 28 needs OSType for --device."""
     headers = (
-        ("Api-Version", api_range(call.node.view).newest),
+        ("Api-Version", call.node.view.api.newest),
         ("Cache-Control", "no-cache, no-store, must-revalidate"),
         ("Pragma", "no-cache"),
         ("Content-Type", "text/plain; charset=utf-8"),
@@ -5063,7 +5219,7 @@ def get_ping(call: Call) -> Reply:
 
 def get_version(call: Call) -> Reply:
     view = call.node.view
-    versions = api_range(view)
+    versions = view.api
     hosts = view.living_hosts()
     engine = hosts[0].engine if hosts else {}
     about = {
@@ -5366,16 +5522,26 @@ def find_ancestry(view: View, filters: Mapping[str, tuple[str, ...]]) -> tuple[s
 
 
 def get_containers(call: Call) -> Reply:
-    filters = parse_filters(call.text("filters"))
-    view = call.view_for_read()
-    if "ancestor" in filters:
-        filters["ancestor"] += find_ancestry(view, filters)
-    listing = Listing(call.flag("all"), call.number("limit"), filters)
-    now = utc_now()
-    entries = [list_entry(view, c, now) for c in list_containers(view, listing)]
+    """Answer docker ps from memory, with the bytes that were made for the one before if they do."""
+    view, now = call.view_for_read(), utc_now()
+    make = functools.partial(make_listing, call, view, now)
+    kept = "ancestor" not in call.query_text and not call.flag("size")
+    if kept:
+        return Reply(200, call.node.answers.get(view, now, call.query_text, make), JSON)
+    entries = json.loads(make())
     if call.flag("size"):
         add_sizes(view, entries)
     return json_reply(entries)
+
+
+def make_listing(call: Call, view: View, now: datetime.datetime) -> bytes:
+    """Return the JSON of the containers that are asked for. Raises BadRequest, NotFound."""
+    filters = parse_filters(call.text("filters"))
+    if "ancestor" in filters:
+        filters["ancestor"] += find_ancestry(view, filters)
+    listing = Listing(call.flag("all"), call.number("limit"), filters)
+    entries = [list_entry(view, c, now) for c in list_containers(view, listing)]
+    return b"[" + b",".join(entries) + b"]\n"
 
 
 def add_sizes(view: View, entries: list[dict[str, Any]]) -> None:
@@ -6483,7 +6649,7 @@ def answer(call: Call) -> Reply:
     try:
         handler = find_handler(call)
         if handler is not get_ping:
-            check_api(call.prefix, api_range(call.node.view))
+            check_api(call.prefix, call.node.view.api)
         return handler(call)
     except ArpanetError as e:
         log.debug("%s %s: %s", call.method, call.path, e)
@@ -6899,10 +7065,10 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             self._hijack(reply, headers, call)
         elif self.command == "HEAD" or reply.status in (204, 304):
             self._send_head(reply.status, headers)
-        elif reply.response.chunked and not changed and self.request_version != "HTTP/1.0":
+        elif reply.response.chunked and not (changed or self._is_old):
             self._send_head(reply.status, [*headers, ("Transfer-Encoding", "chunked")])
             for block in reply.chunks():
-                self.wfile.write(block)
+                self.connection.sendall(block)
         elif length is None or changed:
             self._send_blocks(reply.status, headers, changed or reply.blocks())
         else:
@@ -9035,14 +9201,19 @@ def remember_masters(settings: Settings, ips: Iterable[str]) -> None:
         write_file(masters_path(settings), dump_json(sorted(set(ips))), 0o644)
 
 
-def open_mesh(settings: Settings, masters: Sequence[str], stop: threading.Event) -> Mesh:
+def open_mesh(
+    settings: Settings,
+    masters: Sequence[str],
+    stop: threading.Event,
+    near: HostPort | None = None,
+) -> Mesh:
     """Return the mesh at some masters; those that are met are remembered for the next start."""
 
     def remember(endpoints: Sequence[str]) -> None:
         remember_masters(settings, [e.rpartition(":")[0] for e in endpoints])
 
     endpoints = [f"{ip}:{settings.etcd_port}" for ip in masters]
-    return Mesh(endpoints, stop=stop, on_members=remember)
+    return Mesh(endpoints, stop=stop, on_members=remember, near=near)
 
 
 class Client:
@@ -9152,7 +9323,9 @@ class Master:
             f"there is no TLS: whoever reaches port {settings.api_port} is root on all hosts, "
             "so keep it on a private network"
         )
-        self.node = Node(settings, open_mesh(settings, (settings.ip,), self._stop), self._stop)
+        etcd = HostPort(settings.ip, settings.etcd_port)
+        mesh = open_mesh(settings, (settings.ip,), self._stop, near=etcd)
+        self.node = Node(settings, mesh, self._stop)
         self._ending.callback(self.node.mesh.close)
         self.node.report = self.report
         self.node.facts = self.facts

@@ -29,6 +29,7 @@ from arpanet import (
     Entry,
     Event,
     Fault,
+    HostPort,
     Lease,
     LostClaim,
     Mesh,
@@ -431,6 +432,64 @@ def test_without_quorum_calls_fail_in_time_and_say_why(
         for etcd in etcds[:2]:
             etcd.signal(signal.SIGCONT)
     until("quorum again", mesh.read_revision, 20)
+
+
+@pytest.fixture
+def neighbour(etcds: list[EtcdProcess], stop: threading.Event) -> Iterator[Mesh]:
+    """Yield the mesh as a master on the first machine has it, which knows the cluster."""
+    near = HostPort(etcds[0].ip, CLIENT_PORT)
+    mesh = Mesh([e.client for e in etcds], stop=stop, near=near)
+    until("the cluster", lambda: mesh.members() and mesh.cluster_id)
+    yield mesh
+    mesh.close()
+
+
+def near_sockets(mesh: Mesh) -> int:
+    """Return how many connections to the near etcd wait to be used again."""
+    assert mesh._near
+    return len(mesh._near._idle)
+
+
+def test_the_near_etcd_says_the_revision_and_is_never_behind(mesh: Mesh, neighbour: Mesh) -> None:
+    for number in range(100):
+        written = mesh.write("/t/a", b"%d" % number)
+        assert neighbour.read_revision() == written
+    assert near_sockets(neighbour) == 1
+
+
+def test_a_near_etcd_that_hangs_is_gone_past(
+    mesh: Mesh, neighbour: Mesh, etcds: list[EtcdProcess]
+) -> None:
+    neighbour.read_revision()
+    etcds[0].hang()
+    try:
+        written = mesh.write("/t/a", b"1")
+        began = time.monotonic()
+        assert neighbour.read_revision() == written
+        assert time.monotonic() - began < 5 * SLOW
+        assert near_sockets(neighbour) == 0
+    finally:
+        etcds[0].signal(signal.SIGCONT)
+    until("asked again", lambda: neighbour.read_revision() and near_sockets(neighbour) == 1)
+
+
+def test_a_near_etcd_without_quorum_says_nothing(neighbour: Mesh, etcds: list[EtcdProcess]) -> None:
+    neighbour.read_revision()
+    for etcd in etcds[1:]:
+        etcd.hang()
+    try:
+        with pytest.raises(MeshDown):
+            neighbour.read_revision(1)
+    finally:
+        for etcd in etcds[1:]:
+            etcd.signal(signal.SIGCONT)
+    until("quorum again", neighbour.read_revision, 20)
+
+
+def test_a_near_etcd_of_another_cluster_is_not_believed(neighbour: Mesh) -> None:
+    assert neighbour._near
+    assert neighbour._near.read(neighbour.cluster_id) > 0
+    assert neighbour._near.read(neighbour.cluster_id + 1) == 0
 
 
 def test_an_unreachable_master_is_named() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import itertools
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -35,6 +37,7 @@ from arpanet import (
     MeshDown,
     Node,
     Pump,
+    SharedRead,
     View,
     http_json,
     read_settings,
@@ -462,7 +465,7 @@ def test_a_chunked_answer_is_passed_on_as_it_is_and_broken_off_as_it_was(
             sock.sendall(request("GET /containers/web/logs?stdout=1"))
             said = b""
             while not said.endswith(stream) or b"\r\n\r\n" not in said:
-                said += sock.recv(65536)
+                said += sock.recv(65536) or pytest.fail(f"broke off after {said!r}")
             if whole:
                 sock.sendall(request("GET /_ping"))
                 assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\nApi-Version")
@@ -896,3 +899,97 @@ def test_without_descriptors_accept_rests_and_goes_on_later() -> None:
     )  # fmt: skip
     assert done.stdout == "True\nb'HTTP/1.1 200 OK'\n", done.stderr
     assert done.stderr.count("accepts no connection for now") == 1
+
+
+# ---- a listing is bytes kept ready, and never stale
+
+
+class SlowRead:
+    """A read of the revision that is told when to end, and what it then returns."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.ends: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+
+    def __call__(self) -> int:
+        self.begun += 1
+        end = self.ends.get(timeout=10)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+def asking(shared: SharedRead, count: int, asked: list[Any]) -> list[threading.Thread]:
+    """Return threads that ask at once, once all of them have."""
+
+    def ask_one() -> None:
+        try:
+            asked.append(shared.get())
+        except MeshDown as e:
+            asked.append(str(e))
+
+    return [arpanet.spawn(f"ask-{number}", ask_one) for number in range(count)]
+
+
+def test_who_asks_during_a_read_shares_the_next_one() -> None:
+    read = SlowRead()
+    shared = SharedRead(read, round_s=10)
+    answers: list[Any] = []
+    first = asking(shared, 1, answers)
+    until("the first read", lambda: read.begun == 1)
+    late = asking(shared, 20, answers)
+    until("all have asked", lambda: shared.waiting == 20)
+    assert read.begun == 1
+    read.ends.put(1)
+    first[0].join()
+    until("the second read", lambda: read.begun == 2)
+    assert answers == [1]
+    read.ends.put(MeshDown("no quorum"))
+    for thread in late:
+        thread.join()
+    assert answers == [1] + ["no quorum"] * 20
+    assert read.begun == 2
+
+
+def test_a_read_that_hangs_holds_up_the_next_one_for_a_moment_only() -> None:
+    read = SlowRead()
+    shared = SharedRead(read)
+    answers: list[Any] = []
+    threads = asking(shared, 1, answers)
+    until("the first read", lambda: read.begun == 1)
+    threads += asking(shared, 1, answers)
+    until("the second read, beside the first", lambda: read.begun == 2)
+    for _ in threads:
+        read.ends.put(5)
+    for thread in threads:
+        thread.join()
+    assert answers == [5, 5]
+
+
+def test_a_listing_is_made_once_for_a_view_a_query_and_a_second() -> None:
+    made: list[bytes] = []
+
+    def make() -> bytes:
+        made.append(b"%d" % len(made))
+        return made[-1]
+
+    answers, now, later = arpanet.Answers(), arpanet.utc_now(), arpanet.utc_now()
+    now, later = now.replace(microsecond=0), now.replace(microsecond=999_999)
+    one, two = view(), view()
+    assert answers.get(one, now, "a", make) is answers.get(one, later, "a", make) is made[0]
+    assert answers.get(one, now, "b", make) == b"1"
+    assert answers.get(two, now, "a", make) == b"2"
+    assert answers.get(two, now + datetime.timedelta(seconds=1), "a", make) == b"3"
+    for number in range(100):
+        answers.get(two, now, str(number), make)
+    assert len(answers._made) <= answers.MOST
+
+
+def test_a_listing_has_what_has_just_changed(api: Api) -> None:
+    for name in ("one", "two", "three"):
+        api.node.view = view(container(name))
+        for _ in range(2):
+            (entry,) = json.loads(api.get("/containers/json?all=1").body)
+            assert entry["Names"] == [f"/{name}@h1"]
+    api.node.view = view(container("one"), down=["h1"])
+    assert json.loads(api.get("/containers/json?all=1").body)[0]["Status"] == "Host Down"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from builders import agent_of, container, view
 
@@ -147,7 +149,7 @@ def test_a_host_listens_for_the_links_of_its_own_containers() -> None:
 
 
 def test_a_consumer_that_does_not_run_may_not_connect() -> None:
-    stopped = WEB._replace(state={"Running": False})
+    stopped = dataclasses.replace(WEB, state={"Running": False})
     assert decide_links(view(stopped, DB), "h1").allowed == frozenset()
 
 
@@ -165,7 +167,7 @@ def test_the_route_of_a_link() -> None:
 
 
 def test_the_route_follows_the_target() -> None:
-    moved = DB._replace(host="h3")
+    moved = dataclasses.replace(DB, host="h3")
     assert find_route(view(WEB, moved), "h1", "db", 80) == LinkRoute(agent_of("h3"), "db:80")
 
 
@@ -173,7 +175,7 @@ def test_no_route_to_what_is_not_there() -> None:
     assert find_route(view(WEB), "h1", "db", 80) is None
     assert find_route(view(WEB, DB, down=["h2"]), "h1", "db", 80) is None
     assert find_route(view(WEB, DB, hosts=["h1"]), "h1", "db", 80) is None
-    stopped = DB._replace(state={"Running": False})
+    stopped = dataclasses.replace(DB, state={"Running": False})
     assert find_route(view(stopped), "h2", "db", 80) is None
 
 

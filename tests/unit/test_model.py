@@ -303,13 +303,14 @@ def test_a_status_in_dockers_words(state: dict[str, Any], words: str) -> None:
 
 def test_an_entry_has_its_host_and_says_when_that_is_down() -> None:
     web = container("web", "h1", Image="busybox")
-    entry = arpanet.list_entry(view(web), web, NOW)
+    entry = json.loads(arpanet.list_entry(view(web), web, NOW))
     assert (entry["Names"], entry["Status"], entry["Image"]) == (
         ["/web@h1"],
         "Up 5 minutes",
         "busybox",
     )
-    assert arpanet.list_entry(view(web, down=["h1"]), web, NOW)["Status"] == "Host Down"
+    entry = json.loads(arpanet.list_entry(view(web, down=["h1"]), web, NOW))
+    assert entry["Status"] == "Host Down"
 
 
 # ---- list_containers

@@ -27,7 +27,7 @@ VIPS = {"db": "198.18.0.7", "web": "198.18.0.8", "other": "198.18.0.9"}
 
 def on_net(name: str, host: str, *aliases: str, running: bool = True) -> Container:
     made = container(name, host, expose=("80/tcp",), running=running, NetworkSettings=NETWORK)
-    return made._replace(aliases={"net": aliases})
+    return dataclasses.replace(made, aliases={"net": aliases})
 
 
 def shared(*containers: Container) -> View:
@@ -60,7 +60,9 @@ def test_a_name_of_several_containers_means_all_that_run() -> None:
 
 
 def test_a_link_of_a_network_is_a_name_for_the_one_who_declared_it() -> None:
-    linked = WEB._replace(calls={"net": ("db:store", "0123456789ab:keep", "nobody:ghost")})
+    linked = dataclasses.replace(
+        WEB, calls={"net": ("db:store", "0123456789ab:keep", "nobody:ghost")}
+    )
     seen = shared(linked, DB)
     assert find_vips(seen, linked, "Store") == find_vips(seen, linked, "keep.net") == [VIPS["db"]]
     assert find_vips(seen, linked, "ghost") is None
