@@ -2224,6 +2224,48 @@ def facts_of(view: View, host: Host) -> dict[str, frozenset[str]]:
     return facts | {"host": own, "node": own | {str(host.engine.get("id", ""))}}
 
 
+def decide_order(view: View, host: Host, change: Mapping[str, Any]) -> Order:
+    """Return what is said of a host after a change of its state or its labels. Raises BadRequest.
+
+    change: state; labels, None to take one away.
+    """
+    known = view.orders.get(host.name, Order())
+    state, labels = change.get("state", known.state), object_of(change, "labels", "labels")
+    if state not in STATES:
+        raise BadRequest(f"state must be one of {', '.join(map(repr, STATES))}, not {state!r}")
+    for key, value in labels.items():
+        if not re.fullmatch(LABEL_KEY, key) or not isinstance(value, (str, type(None))):
+            raise BadRequest(f"a label is KEY=VALUE, not {key}={value}")
+    own = labels_of(dataclasses.replace(view, orders={}), host)
+    said = {**known.labels, **labels}
+    return Order(state, {k: v for k, v in said.items() if v is not None or k in own})
+
+
+STATES = ("", "cordoned", "drained")
+
+
+def describe_hosts(view: View, hosts: Iterable[Host]) -> list[dict[str, Any]]:
+    """Return what people want to know of hosts."""
+    load = load_of(takers_of(view, {}))
+    running = collections.Counter(c.host for c in view.containers.values() if c.running)
+    return [
+        {
+            "name": host.name,
+            "ip": host.ip,
+            "alive": host.name in view.alive,
+            "state": view.orders.get(host.name, Order()).state,
+            "version": host.version,
+            "labels": labels_of(view, host),
+            "engine": dict(host.engine),
+            "containers": load.containers[host.name],
+            "running": running[host.name],
+            "memory_taken_bytes": load.memory_bytes[host.name],
+            "nano_cpus_taken": load.nano_cpus[host.name],
+        }
+        for host in hosts
+    ]
+
+
 def find_values(rule: Rule, view: View, images: Mapping[str, Set[str]]) -> Mapping[str, Set[str]]:
     """Return what each host has of an affinity's key: containers, images, or a label's values."""
     if rule.key == "image":
@@ -2353,10 +2395,7 @@ def place(
         told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise NoRoom(f"no host can take {wish.name}: {told}")
     best = min(fitting, key=lambda name: rank(choice, view.hosts[name]))
-    asked = explain(choice, view.hosts[best])
-    rest = f"{policy.strategy} over {', '.join(fitting)}" if refused else policy.strategy
-    chosen = f"{rest}, {choice.load.containers[best]} containers were there"
-    return Placement(best, asked, chosen, refused)
+    return explain(choice, view.hosts[best], fitting)._replace(refused=refused)
 
 
 def obstacle(choice: Choice, host: Host) -> str:
@@ -2364,13 +2403,16 @@ def obstacle(choice: Choice, host: Host) -> str:
     return next(filter(None, (check(choice, host) for check in CHECKS)), "")
 
 
-def explain(choice: Choice, host: Host) -> str:
-    """Return what of a container's wishes a host satisfies."""
-    needs = choice.wish.needs
-    held = [str(rule) for rule in choice.rules if rule.allows(choice.values(rule, host))]
-    held += [f"{mib(needs.memory_bytes)} of memory"] if needs.memory_bytes else []
-    held += [f"{needs.nano_cpus / 1e9:g} CPUs"] if needs.nano_cpus else []
-    return ", ".join([*choice.pins.values(), *held])
+def explain(choice: Choice, host: Host, fitting: Sequence[str]) -> Placement:
+    """Return the placement on a host: what was asked for, and how it was chosen."""
+    rules = [str(rule) for rule in choice.rules if rule.allows(choice.values(rule, host))]
+    asked, needs = ", ".join([*choice.pins.values(), *rules]), choice.wish.needs
+    chosen = choice.policy.strategy
+    chosen += f" over {', '.join(fitting)}" if len(fitting) < len(choice.view.hosts) else ""
+    chosen += f", {mib(needs.memory_bytes)} of memory" if needs.memory_bytes else ""
+    chosen += f", {needs.nano_cpus / 1e9:g} CPUs" if needs.nano_cpus else ""
+    chosen += f", {choice.load.containers[host.name]} containers were there"
+    return Placement(host.name, asked, chosen, {})
 
 
 def has_room(view: View, wish: CreateWish, host: str, claimed: int, policy: Policy) -> str:
@@ -2524,7 +2566,7 @@ def create_body(
         Links=None,
         Binds=list(wish.binds) or None,
         ExtraHosts=list(hosts) or None,
-        Dns=host_config.get("Dns") or list(resolvers) or None,
+        Dns=host_config.get("Dns") or list(resolvers) or host_config.get("Dns"),
         **plain_references(host_config),
     )
     return dict(body, Env=env + list(wish.env), Labels=labels, HostConfig=host_config)
@@ -5884,6 +5926,18 @@ def let_go(node: Node, claim: Claim) -> None:
         node.mesh.delete(claim.key, fence=claim)
 
 
+def explain_place(call: Call) -> Reply:
+    """Say where a create would put a container, and why, and make nothing."""
+    body = load_object(call.body.read(), "the body")
+    view = call.view_for_read()
+    wish = read_create(call.text("name") or "it", body)
+    require_link_targets(view, wish)
+    policy = call.node.policy
+    placed = place(view, wish, pins_of(view, wish), images=images_of(view, wish), policy=policy)
+    others = {name: placed.refused.get(name, "") for name in sorted(view.hosts)}
+    return json_reply({"host": placed.host, "reason": placed.reason, "hosts": others})
+
+
 class Placed(NamedTuple):
     """A container's place, and the claim on its name that keeps it."""
 
@@ -5898,8 +5952,8 @@ def place_create(call: Call, view: View, wish: CreateWish, undo: contextlib.Exit
     """
     node = call.node
     for _ in range(PLACE_TRIES):
-        images = images_of(view) if any(r.key == "image" for r in wish.affinities) else {}
-        placed = node.making.place(view, wish, pins_of(view, wish), images, node.policy)
+        pins, images = pins_of(view, wish), images_of(view, wish)
+        placed = node.making.place(view, wish, pins, images, node.policy)
         with contextlib.ExitStack() as attempt:
             if claim_volumes(node, view, wish, placed.host, attempt):
                 claim = claim_name(call, wish.name, placed.host, wish.needs)
@@ -5928,9 +5982,11 @@ def claim_volumes(
     return True
 
 
-def images_of(view: View) -> dict[str, set[str]]:
-    """Return the names and ids of the images that each living host has."""
-    found = {}
+def images_of(view: View, wish: CreateWish) -> dict[str, set[str]]:
+    """Return the names and ids of each living host's images, if an affinity asks for them."""
+    found: dict[str, set[str]] = {}
+    if not any(rule.key == "image" for rule in wish.affinities):
+        return found
     for host, listed in good_answers(ask_hosts(view, "GET", "/images/json")).items():
         tags = {tag for image in listed for tag in image.get("RepoTags") or ()}
         ids = {image["Id"].removeprefix("sha256:") for image in listed}
@@ -6030,8 +6086,13 @@ def settle_image(call: Call, image: str, engine: Engine) -> None:
     call.node.settled.put(f"{host} {name}", entry)
 
 
-def bring_image(call: Call, image: str, engine: Engine) -> bool:
-    """Stream an image to an engine from a host that has it; return False when none has."""
+def bring_image(
+    call: Call, image: str, engine: Engine, note: Callable[[int], object] = int
+) -> bool:
+    """Stream an image to an engine from a host that has it; return False when none has.
+
+    note: is told how many bytes have gone, now and then.
+    """
     view, path = call.node.view, image_path(image)
     have = [h for h in find_image_hosts(view, image) if h != engine.host.name] if image else []
     if not have:
@@ -6042,13 +6103,27 @@ def bring_image(call: Call, image: str, engine: Engine) -> bool:
         if source.status != 200:
             return False
         headers = [("Content-Type", "application/x-tar")]
-        loaded = engine.send("POST", "/images/load?quiet=1", headers, source.blocks())
+        blocks = counted(source.blocks(), note)
+        loaded = engine.send("POST", "/images/load?quiet=1", headers, blocks)
         answer = loaded.read()
     if b'"error"' in answer or loaded.status != 200:
         raise EngineError(
             500, f"image {image} could not be moved to {engine.host.name}: {answer!r}"
         )
     return True
+
+
+COUNT_BYTES = 16 << 20
+
+
+def counted(blocks: Iterable[bytes], note: Callable[[int], object]) -> Iterator[bytes]:
+    """Yield the blocks, and note how many bytes they were at each COUNT_BYTES."""
+    total = 0
+    for block in blocks:
+        total += len(block)
+        if total % COUNT_BYTES < len(block):
+            note(total)
+        yield block
 
 
 def keep_created(call: Call, claim: Claim, wish: CreateWish, host: str, container_id: str) -> None:
@@ -6292,6 +6367,50 @@ def remove_image(call: Call) -> Reply:
     return json_reply(gone)
 
 
+def spread_image(call: Call) -> Reply:
+    """Bring an image to all living hosts, or to those that a rule allows, one after the other."""
+    view, image, to = call.view_for_change(), call.params["image"], call.text("to")
+    rules = [parse_rule(to)] if to else []
+    hosts = [
+        host
+        for host in view.living_hosts()
+        if all(rule.allows(facts_of(view, host).get(rule.key, ())) for rule in rules)
+    ]
+    have = find_image_hosts(view, image)
+    if not have:
+        raise NotFound(f"No such image: {image}")
+    if not hosts:
+        raise NotFound(f"no living host has {to}; see: arpanet host ls")
+    size = Engine(view.hosts[have[0]]).fetch("GET", f"{image_path(image)}/json").get("Size", 0)
+
+    def lines() -> Iterator[bytes]:
+        for host in hosts:
+            states = iter([{"done": "was there"}]) if host.name in have else receive(call, host)
+            for state in states:
+                yield dump_json({"host": host.name, "size_bytes": size, **state}) + b"\n"
+
+    return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
+
+
+def receive(call: Call, host: Host) -> Iterator[dict[str, Any]]:
+    """Bring the path's image to a host; yield how far it is, at last done or error."""
+    news: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def bring() -> None:
+        try:
+            image, engine = call.params["image"], Engine(host)
+            bring_image(call, image, engine, lambda size: news.put({"moved_bytes": size}))
+            news.put({"done": "received"})
+        except (ArpanetError, OSError) as e:
+            news.put({"error": str(e)})
+
+    spawn(f"ask-{host.name}", bring)
+    for state in iter(news.get, None):
+        yield state
+        if "moved_bytes" not in state:
+            return
+
+
 # ---- networks: what is made through arpanet is made on every host, also on one that joins later
 
 
@@ -6486,6 +6605,36 @@ def get_host_facts(call: Call) -> Reply:
     return json_reply(call.node.host_facts())
 
 
+def get_hosts(call: Call) -> Reply:
+    """List all hosts, or describe the one in the path."""
+    view, name = call.view_for_read(), call.params.get("host", "")
+    if name:
+        return json_reply(describe_hosts(view, [require_host(view, name)])[0])
+    return json_reply(describe_hosts(view, [host for _, host in sorted(view.hosts.items())]))
+
+
+def require_host(view: View, name: str) -> Host:
+    """Return a host. Raises NotFound."""
+    if name not in view.hosts:
+        raise NotFound(f"there is no host {name}; see: arpanet host ls")
+    return view.hosts[name]
+
+
+def change_host(call: Call) -> Reply:
+    """Say something of a host, beside its row: its slave cannot undo it."""
+    change, name = load_object(call.body.read(), "the body"), call.params["host"]
+    mesh, key = call.node.mesh, key_of("orders", name)
+    while True:
+        entry = mesh.read(key)
+        view = call.view_for_change()
+        order = decide_order(view, require_host(view, name), change)
+        check = Check(key, mod_revision=entry.mod_revision if entry else 0)
+        revision = mesh.commit([check], [Put(key, dump_json(order._asdict()))])
+        if revision:  # else somebody changed it meanwhile
+            call.node.wait_view(revision)
+            return get_hosts(call)
+
+
 class Route(NamedTuple):
     """One line of the API: verbs between |, path with {names}.
 
@@ -6515,6 +6664,11 @@ ROUTES = (
     Route("GET", "/arpanet/status", get_status, "answered"),
     Route("GET", "/arpanet/doctor", get_facts, "answered"),
     Route("GET", "/arpanet/doctor/hosts", get_host_facts, "answered"),
+    Route("GET", "/arpanet/hosts", get_hosts, "answered"),
+    Route("GET", "/arpanet/hosts/{host}", get_hosts, "answered"),
+    Route("POST", "/arpanet/hosts/{host}", change_host, "answered"),
+    Route("POST", "/arpanet/place", explain_place, "answered"),
+    Route("POST", "/arpanet/images/{image+}/spread", spread_image, "on all"),
     Route("GET", "/containers/json", get_containers, "answered"),
     Route("POST", "/containers/create", create_container, "placed"),
     Route("POST", "/containers/prune", prune, "on all"),
@@ -9997,7 +10151,167 @@ def forget_host(mesh: Mesh, name: str, volumes: bool) -> None:
         for entry in mesh.read_prefix(key_of(table, ""))[1]:
             if json.loads(entry.value).get("host") == name:
                 mesh.delete(entry.key, value=entry.value)
+    mesh.delete(key_of("orders", name))
     mesh.delete(key_of("hosts", name))
+
+
+@contextlib.contextmanager
+def open_master(
+    settings: Settings, method: str, path: str, body: Any, timeout_s: float | None
+) -> Iterator[http.client.HTTPResponse]:
+    """Give the response of a master that answers. Raises MeshDown, EngineError with its words."""
+    master, payload = find_master(settings), b"" if body is None else dump_json(body)
+    headers = [("Connection", "close"), ("Content-Length", str(len(payload)))]
+    try:
+        with contextlib.closing(dial(master)) as sock:
+            sock.settimeout(timeout_s)
+            send_request(sock, method, path, headers, payload)
+            with contextlib.closing(read_response(sock, method)) as response:
+                if response.status >= 400:
+                    message = json.loads(response.read())["message"]
+                    raise EngineError(response.status, message)
+                yield response
+    except (OSError, ValueError, http.client.HTTPException) as e:
+        raise MeshDown(f"the answer of the master at {master} broke off ({e}); try again") from e
+
+
+def ask_master(settings: Settings, method: str, path: str, body: Any = None) -> Any:
+    """Return the JSON that a master answers. Raises as open_master()."""
+    with open_master(settings, method, path, body, 30.0) as response:
+        return json.loads(response.read())
+
+
+def stream_master(settings: Settings, path: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects, one a line, that a master answers to a POST. Raises as open_master()."""
+    with open_master(settings, "POST", path, None, None) as response:
+        for line in read_lines(iter(functools.partial(response.read1, BLOCK_BYTES), b"")):
+            yield json.loads(line)
+
+
+def show_hosts(hosts: Sequence[Mapping[str, Any]]) -> None:
+    """Print hosts for a person."""
+    rows: list[Sequence[Any]] = [
+        ("HOST", "ADDRESS", "STATE", "CONTAINERS", "RUNNING", "CPUS", "MEMORY", "LABELS")
+    ]
+    for h in hosts:
+        cpus = f"{h['nano_cpus_taken'] / 1e9:g} of {h['engine'].get('cpus', 0)}"
+        memory = f"{mib(h['memory_taken_bytes'])} of {mib(h['engine'].get('memory_bytes', 0))}"
+        state = ", ".join(filter(None, ("up" if h["alive"] else "down", h["state"])))
+        labels = ",".join(f"{key}={value}" for key, value in sorted(h["labels"].items()))
+        counts = h["containers"], h["running"]
+        rows.append((h["name"], h["ip"], state, *counts, cpus, memory, labels))
+    print_table(rows)
+
+
+ORDERS = {"drain": "drained", "cordon": "cordoned", "undrain": ""}
+
+
+def read_labels(texts: Iterable[str]) -> dict[str, str | None]:
+    """Return the labels of KEY=VALUE, and None for those of KEY-. Raises Usage."""
+    labels: dict[str, str | None] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator and not text.endswith("-"):
+            raise Usage(f"{text!r} is no label: type KEY=VALUE, or KEY- to take it away")
+        labels[key if separator else text.removesuffix("-")] = value if separator else None
+    return labels
+
+
+def run_host(options: argparse.Namespace, settings: Settings) -> int:
+    """Show hosts or say something of one; return the exit code."""
+    name, path = getattr(options, "name", ""), "/arpanet/hosts"
+    if options.verb == "rm":
+        return leave_network(settings, name, options.forget)
+    path += f"/{urllib.parse.quote(name, safe='')}" if name else ""
+    if options.verb in ("ls", "inspect"):
+        found = ask_master(settings, "GET", path)
+        if options.json:
+            print_line(json.dumps(found, indent=2))
+        elif name:
+            print_table([(key, found[key]) for key in found if key != "engine"])
+            print_table([(f"engine {key}", value) for key, value in found["engine"].items()])
+        else:
+            show_hosts(found)
+        return 0
+    if options.verb == "label":
+        change: dict[str, Any] = {"labels": read_labels(options.labels)}
+    else:
+        change = {"state": ORDERS[options.verb]}
+    show_hosts([ask_master(settings, "POST", path, change)])
+    return 0
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of 512m or 2g, as docker run takes them. Raises ValueError."""
+    match = re.fullmatch("([0-9.]+)([bkmg]?)b?", text.lower())
+    if not match:
+        raise ValueError("a size is needed, like 512m")
+    return int(float(match[1]) * 1024 ** "bkmg".index(match[2] or "b"))
+
+
+def parse_cpus(text: str) -> int:
+    """Return the thousand millionths of a CPU of 0.5 or 2. Raises ValueError."""
+    if not re.fullmatch("[0-9.]+", text):
+        raise ValueError("a number is needed, like 0.5")
+    return int(float(text) * 10**9)
+
+
+def parse_publish(text: str) -> tuple[str, dict[str, str]]:
+    """Return port and binding of [IP:]PORT:PORT[/udp]. Raises ValueError."""
+    match = re.fullmatch(r"(?:([0-9.]+):)?(\d+):(\d+)(/(?:tcp|udp|sctp))?", text)
+    if not match:
+        raise ValueError("a port is needed, like 8080:80")
+    return match[3] + (match[4] or "/tcp"), {"HostIp": match[1] or "", "HostPort": match[2]}
+
+
+def show_place(options: argparse.Namespace, settings: Settings) -> int:
+    """Print where docker run would put a container, and why; return the exit code."""
+    ports: dict[str, list[dict[str, str]]] = {}
+    for port, binding in options.publish:
+        ports.setdefault(port, []).append(binding)
+    body = {
+        "Image": options.image,
+        "Env": options.env,
+        "Labels": dict(text.partition("=")[::2] for text in options.label),
+        "HostConfig": {
+            "Memory": options.memory,
+            "NanoCpus": options.cpus,
+            "CpuShares": options.cpu_shares,
+            "PortBindings": ports,
+            "Binds": options.volume,
+            "VolumesFrom": options.volumes_from,
+        },
+    }
+    path = f"/arpanet/place?{urllib.parse.urlencode({'name': options.name})}"
+    found = ask_master(settings, "POST", path, body)
+    if options.json:
+        print_line(json.dumps(found, indent=2))
+        return 0
+    print_line(f"{found['host']}: {found['reason']}")
+    others = [
+        (h, why or "could take it") for h, why in found["hosts"].items() if h != found["host"]
+    ]
+    if others:
+        print_table(others)
+    return 0
+
+
+def show_spread(options: argparse.Namespace, settings: Settings) -> int:
+    """Bring an image to hosts and print how far it is; return 1 when one did not get it."""
+    query = urllib.parse.urlencode({"to": options.to} if options.to else {})
+    image = urllib.parse.quote(options.image, safe="/:@")
+    code = 0
+    path = f"/arpanet/images/{image}/spread?{query}"
+    for state in stream_master(settings, path):
+        host, moved = state["host"], mib(state.get("moved_bytes", 0))
+        if "error" in state:
+            print_remark(f"{host}: {state['error']}")
+            code = 1
+        elif "done" in state:
+            print_line(f"{host}: {state['done']}")
+        else:
+            print_remark(f"{host}: {moved} of about {mib(state['size_bytes'])}")
+    return code
 
 
 def run_docker(settings: Settings, arguments: Sequence[str]) -> int:
@@ -10114,11 +10428,21 @@ VERBS = {
     ("client", "start"): "Offer a unix socket that always reaches a living master",
     ("client", "stop"): "Stop this machine's client",
     ("client", "status"): "Show whether this machine's client runs",
+    ("host", "ls"): "Show all hosts, and what of them is taken",
+    ("host", "inspect"): "Show all that is known of a host",
+    ("host", "drain"): "Keep all new containers off a host",
+    ("host", "cordon"): "Keep new containers off a host that do not name it",
+    ("host", "undrain"): "Let a drained or cordoned host take containers again",
+    ("host", "label"): "Give a host labels, or take them away",
+    ("host", "rm"): "Take a dead host off the network for good",
+    ("image", "spread"): "Put an image on all hosts, from one that has it",
 }
 ROLES = {
     "master": "Run one of three or more masters, any of which may stop",
     "slave": "Run what makes this machine a Docker host of the network",
     "client": "Run a local Docker endpoint that finds a living master",
+    "host": "Show the hosts, and say which of them take containers",
+    "image": "Put images where they will be needed",
 }
 EXAMPLES = """\
 the first three commands:
@@ -10151,6 +10475,8 @@ def build_parser() -> argparse.ArgumentParser:
                 add_flags(verbs.add_parser(verb, help=words, description=words), role, verb)
     words = "Run the docker client against a living master"
     docker = roles.add_parser("docker", help=words, description=words)
+    explain = "Show where docker run would put a container, and why"
+    add_run_flags(roles.add_parser("place", help=explain, description=explain))
     docker.add_argument("arguments", nargs=argparse.REMAINDER, help="What docker gets")
     add_helpers(roles)
     return parser
@@ -10170,22 +10496,61 @@ def add_helpers(commands: Any) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
-    """Add the flags of a verb: the settings that it reads, and its own."""
+    """Add the flags of a verb: its own, and the settings that it reads."""
+    add_own_flags(parser, role, verb)
+    for row in SETTINGS:
+        if READS.get(role, role) in row.roles and (verb == "start" or row.name in ASKED):
+            text = f"{row.help} [{row.variable}]"
+            several = "append" if row.metavar.endswith(",…]") else "store"
+            name = f"set_{row.name}"
+            parser.add_argument(row.flag, dest=name, action=several, metavar=row.metavar, help=text)
+
+
+def add_own_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
+    """Add the flags and words that are no settings."""
     if verb == "start":
         parser.add_argument("--foreground", action="store_true", help="Stay, as systemd wants it")
-    if verb == "status":
+    if verb in ("status", "ls", "inspect"):
         parser.add_argument("--json", action="store_true", help="Print JSON")
     if verb == "leave":
         parser.add_argument(
             "--host", default="", metavar="NAME", help="A dead host (default: this one)"
         )
+    if verb in ("leave", "rm"):
         parser.add_argument("--forget", action="store_true", help="Let go of its volumes too")
-    for row in SETTINGS:
-        if role in row.roles and (verb == "start" or row.name in ASKED):
-            text = f"{row.help} [{row.variable}]"
-            several = "append" if row.metavar.endswith(",…]") else "store"
-            name = f"set_{row.name}"
-            parser.add_argument(row.flag, dest=name, action=several, metavar=row.metavar, help=text)
+    for name, words in WORDS.get((role, verb), {}).items():
+        several = "+" if name == "labels" else None
+        parser.add_argument(name, nargs=several, metavar=words, help=f"Such as {EXAMPLE[words]}")
+    if verb == "spread":
+        parser.add_argument("--to", default="", metavar="KEY==VALUE", help="Only to such hosts")
+
+
+EXAMPLE = {"HOST": "h2", "KEY=VALUE": "zone=b, or zone- to take it away", "IMAGE": "redis:7"}
+WORDS: Mapping[tuple[str, str], Mapping[str, str]] = {
+    **{("host", verb): {"name": "HOST"} for verb in ("inspect", "rm", *ORDERS)},
+    ("host", "label"): {"name": "HOST", "labels": "KEY=VALUE"},
+    ("image", "spread"): {"image": "IMAGE"},
+}
+READS = {"docker": "client", "place": "client", "image": "client", "host": "slave"}
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add those flags of docker run that have a say in where a container goes."""
+    add = parser.add_argument
+    several: dict[str, Any] = {"action": "append", "default": []}
+    add("--dry-run", action="store_true", required=True, help="Make nothing; it never does")
+    add("--json", action="store_true", help="Print JSON")
+    add("--name", default="", help="NAME or NAME@HOST")
+    add("-e", "--env", **several, metavar="ARPANET_…", help="ARPANET_CONSTRAINT1=zone==b, …")
+    add("-l", "--label", **several, metavar="KEY=VALUE", help="A label")
+    add("-m", "--memory", type=parse_size, default=0, metavar="SIZE", help="Memory, like 512m")
+    add("--cpus", type=parse_cpus, default=0, metavar="N", help="CPUs")
+    add("-c", "--cpu-shares", type=int, default=0, metavar="N", help="Shares, 1024 for a CPU")
+    add("-p", "--publish", **several, type=parse_publish, metavar="PORT:PORT", help="A host port")
+    add("-v", "--volume", **several, metavar="NAME:PATH", help="A volume")
+    add("--volumes-from", **several, metavar="NAME", help="A container whose volumes it uses")
+    add("image", nargs="?", default="", metavar="IMAGE", help="Its image")
+    add_flags(parser, "place", "")
 
 
 ASKED = ("ip", "masters", "hostname", "api_port", "agent_port", "etcd_port", "run_dir", "state_dir")
@@ -10197,8 +10562,11 @@ def run_command(
     """Do what was typed; return the exit code."""
     if options.role == "doctor":
         return print_findings(run_doctor(settings), options.json, wants_colour(environment))
+    own = {"host": run_host, "place": show_place, "image": show_spread}
     if options.role == "docker":
         return run_docker(settings, options.arguments)
+    if options.role in own:
+        return own[options.role](options, settings)
     if options.verb == "start":
         return start_role(options.role, settings, options.foreground)
     if options.verb == "stop":
@@ -10236,6 +10604,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             read_env_file(),
             socket.gethostname(),
             {"docker": "client", "doctor": "master"}.get(options.role, options.role),
+            READS.get(options.role, options.role),
         )
         return run_command(options, settings, environment)
     except ArpanetError as e:

@@ -886,16 +886,6 @@ DIFFERENCES = [
         "so that a person sees what answers",
     ),
     Difference(
-        "docker version --format '{{.Server.GitCommit}}{{.Server.GoVersion}}' | grep -c .",
-        """
-        -1
-        -exit 0
-        +0
-        +exit 1
-        """,
-        "arpanet is not built with Go",
-    ),
-    Difference(
         "docker version --format '{{range .Server.Components}}{{println .Name}}{{end}}'",
         """
         -containerd

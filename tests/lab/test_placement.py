@@ -94,7 +94,7 @@ def test_each_wish_is_granted_through_each_master(zones: Lab) -> None:
 
 def test_who_asks_for_nothing_is_spread_and_gets_no_label(zones: Lab) -> None:
     for number in range(3):
-        docker(zones, "create", "--name", f"c{number}", "busybox")
+        docker(zones, "create", "--name", f"c{number}", "-m", "64m", "busybox")
         assert output(zones, "inspect", "-f", "{{.Config.Labels}}", f"c{number}") == "map[]"
     assert {name.partition("@")[2] for name in engine_names(zones)} == set(HOSTS)
 
@@ -119,6 +119,135 @@ def test_a_variable_that_does_not_exist_is_refused_with_those_that_do(zones: Lab
     done = docker(zones, "create", "--name", "it", "-e", "ARPANET_ZONE=b", "busybox", check=False)
     assert done.returncode == 1
     assert "ARPANET_CONSTRAINT1=KEY==VALUE" in done.stderr
+
+
+# ---- arpanet host
+
+
+def on_h1(net: Lab, *words: str, code: int = 0) -> str:
+    """Return what arpanet prints on h1, both of its streams."""
+    done = net["h1"].run(["arpanet", *words], check=False)
+    assert done.returncode == code, done.stderr
+    return str(done.stdout + done.stderr)
+
+
+def test_hosts_are_listed_for_people_and_for_machines(zones: Lab) -> None:
+    docker(zones, "create", "--name", "it@h3", "-m", "64m", "busybox")
+    rows = [re.split("   +", line) for line in on_h1(zones, "host", "ls").splitlines()]
+    assert [row[:5] for row in rows[1:]] == [
+        [name, zones[name].ip, "up", "1" if name == "h3" else "0", "0"] for name in HOSTS
+    ]
+    assert rows[3][6].startswith("64 MiB of ")
+    assert rows[3][7] == "disk=ssd,zone=b"
+    (h1, *_) = json.loads(on_h1(zones, "host", "ls", "--json"))
+    assert h1["labels"] == {"zone": "a"}
+    assert json.loads(on_h1(zones, "host", "inspect", "h1", "--json")) == h1
+    assert h1["engine"]["cpus"] == engine_json(zones["h1"], "/info")["NCPU"]
+    assert re.search(r"engine kernel +\S+", on_h1(zones, "host", "inspect", "h1"))
+    assert "there is no host h9" in on_h1(zones, "host", "inspect", "h9", code=1)
+    assert "there is no host h9" in on_h1(zones, "host", "drain", "h9", code=1)
+
+
+def test_a_drained_host_takes_nothing_also_after_its_slave_came_back(zones: Lab) -> None:
+    to_h2 = ["create", "--name", "it@h2", "busybox"]
+    docker(zones, "create", "--name", "was@h2", "busybox")
+    assert re.search("h2 .* up, drained", on_h1(zones, "host", "drain", "h2"))
+    try:
+        zones["h2"].run(["arpanet", "slave", "stop"])
+        zones["h2"].run(["arpanet", "slave", "start", "--label", "zone=b"])
+        for via in HOSTS:
+            assert "h2: the host is drained" in docker(zones, *to_h2, via=via, check=False).stderr
+        for number in range(4):
+            docker(zones, "create", "--name", f"c{number}", "busybox")
+        assert not any(name.startswith("c") for name in engine_names(zones) if "@h2" in name)
+        assert host_of(zones, "was") == "h2"
+        on_h1(zones, "host", "cordon", "h2")
+        docker(zones, *to_h2)
+        docker(zones, "create", "--name", "c4", "-e", "ARPANET_CONSTRAINT1=host!=h1", "busybox")
+        assert host_of(zones, "c4") == "h3"
+    finally:
+        on_h1(zones, "host", "undrain", "h2")
+    done = docker(zones, "create", "--name", "c5", "-e", "ARPANET_HOST=~h2", "busybox")
+    assert host_of(zones, "c5") == "h2", done
+
+
+def test_a_label_can_be_changed_and_taken_away(zones: Lab) -> None:
+    rest = ["-e", "ARPANET_CONSTRAINT1=zone==c", "busybox"]
+    on_h1(zones, "host", "label", "h1", "zone=c", "rack=1")
+    try:
+        docker(zones, "create", "--name", "it", *rest)
+        assert host_of(zones, "it") == "h1"
+        assert "zone=c" in on_h1(zones, "host", "label", "h1", "rack-")
+        assert "rack=1" not in on_h1(zones, "host", "ls")
+        on_h1(zones, "host", "label", "h1", "zone-")
+        done = docker(zones, "create", "--name", "it2", *rest, check=False)
+        assert "h1: zone==c does not hold; h2: zone==c does not hold: it is b" in done.stderr
+    finally:
+        on_h1(zones, "host", "label", "h1", "zone=a")
+
+
+def test_a_dead_host_is_removed_and_comes_back_as_new(zones: Lab) -> None:
+    on_h1(zones, "host", "drain", "h3")
+    assert "host h3 is alive" in on_h1(zones, "host", "rm", "h3", code=1)
+    zones["h3"].run(["arpanet", "slave", "stop"])
+    assert "host h3 has left" in on_h1(zones, "host", "rm", "h3")
+    assert "h3" not in on_h1(zones, "host", "ls")
+    assert "there is no host h3" in on_h1(zones, "host", "rm", "h3", code=1)
+    zones["h3"].run(["arpanet", "slave", "start", "--label", "zone=b", "--label", "disk=ssd"])
+    assert re.search("h3 .* up   .* disk=ssd,zone=b", on_h1(zones, "host", "ls"))
+
+
+# ---- arpanet place, arpanet image spread
+
+
+def test_a_placement_is_explained_and_nothing_is_made(zones: Lab) -> None:
+    docker(zones, "create", "--name", "db@h2", "busybox")
+    wishes = ["-e", "ARPANET_CONSTRAINT1=zone==b", "-e", "ARPANET_AFFINITY1=container!=db"]
+    said = on_h1(zones, "place", "--dry-run", *wishes, "-m", "64m", "busybox")
+    assert re.fullmatch(
+        r"h3: zone==b, container!=db; spread over h3, 64 MiB of memory, 0 containers were there\n"
+        r"h1 +zone==b does not hold: it is a\n"
+        r"h2 +container!=db does not hold\n",
+        said,
+    ), said
+    words = ["place", "--dry-run", "--json", "--name", "xx@h1", "-p", "8080:80", "busybox"]
+    assert json.loads(on_h1(zones, *words))["host"] == "h1"
+    assert "no host can take it: h1: host==h9" in on_h1(
+        zones, "place", "--dry-run", "-e", "ARPANET_HOST=h9", "busybox", code=1
+    )
+    assert engine_names(zones) == ["db@h2"]
+
+
+def has_image(net: Lab, image: str) -> list[str]:
+    """Return the hosts whose engines have an image."""
+    return [
+        h
+        for h in HOSTS
+        if net[h].run(["docker", "image", "inspect", image], check=False).returncode == 0
+    ]
+
+
+def test_an_image_is_spread_to_some_hosts_and_then_to_all(zones: Lab) -> None:
+    """A layer of 40 MB: more than is moved without a word."""
+    script = "docker create --name big busybox && head -c 40000000 /dev/urandom >/tmp/big && "
+    script += (
+        "docker cp /tmp/big big:/big && docker commit big big:1 && docker rm big && rm /tmp/big"
+    )
+    zones["h3"].run(["sh", "-c", script])
+    assert "no living host has rack==9" in on_h1(
+        zones, "image", "spread", "big:1", "--to", "rack==9", code=1
+    )
+    said = on_h1(zones, "image", "spread", "big:1", "--to", "zone==b")
+    assert "h2: received" in said
+    assert "h3: was there" in said
+    assert re.search(r"h2: \d+ MiB of about \d+ MiB", said)
+    assert has_image(zones, "big:1") == ["h2", "h3"]
+    assert "h1: received" in on_h1(zones, "image", "spread", "big:1")
+    assert has_image(zones, "big:1") == [*HOSTS]
+    assert "No such image: nosuch" in on_h1(zones, "image", "spread", "nosuch", code=1)
+
+
+# ---- room
 
 
 def test_of_50_creates_at_two_masters_for_the_10_last_places_10_are_made(zones: Lab) -> None:

@@ -19,7 +19,7 @@ from conftest import until
 import arpanet
 from arpanet import SETTINGS, build_parser, main
 
-VERBS = {"Offer", "Put", "Run", "Show", "Start", "Stop", "Take"}
+VERBS = {"Give", "Keep", "Let", "Offer", "Put", "Run", "Show", "Start", "Stop", "Take"}
 
 
 def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -62,6 +62,52 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=20)
 
 
+# ---- what docker run would be told
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512", 512), ("1k", 1024), ("512M", 512 << 20), ("1.5g", 3 << 29), ("2b", 2)],
+)
+def test_a_size_of_memory(text: str, size: int) -> None:
+    assert arpanet.parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("8080:80", ("80/tcp", {"HostIp": "", "HostPort": "8080"})),
+        ("10.0.0.1:53:53/udp", ("53/udp", {"HostIp": "10.0.0.1", "HostPort": "53"})),
+    ],
+)
+def test_a_port_that_is_published(text: str, read: tuple[str, dict[str, str]]) -> None:
+    assert arpanet.parse_publish(text) == read
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "much"], ["-m", "1.2.3"], ["-p", "80"], ["--cpus", "nan"], ["--cpus", "-1"],
+        ["-c", "x"], ["--nosuch"],
+    ],
+)  # fmt: skip
+def test_a_flag_of_place_that_is_wrong_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["place", "--dry-run", *words, "busybox"])
+    assert caught.value.code == 2
+    assert "usage: arpanet" in capsys.readouterr().err
+
+
+def test_a_label_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["host", "label", "h1", "zone"]) == 2
+    assert "type KEY=VALUE, or KEY- to take it away" in capsys.readouterr().err
+    assert arpanet.read_labels(["a=b", "c-", "d-=", "e=f-"]) == {
+        "a": "b", "c": None, "d-": "", "e": "f-",
+    }  # fmt: skip
+
+
 # ---- help
 
 
@@ -72,7 +118,10 @@ def test_there_are_the_subcommands_that_the_readme_tells() -> None:
         *(f"arpanet {role}" for role in ("master", "slave", "client")),
         *(f"arpanet {role} {verb}" for role in ("master", "slave", "client")
           for verb in ("start", "stop", "status")),
-        "arpanet slave leave",
+        "arpanet slave leave", "arpanet host", "arpanet place", "arpanet image",
+        "arpanet image spread",
+        *(f"arpanet host {verb}"
+          for verb in ("ls", "inspect", "drain", "cordon", "undrain", "label", "rm")),
     }  # fmt: skip
 
 

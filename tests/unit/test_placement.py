@@ -26,6 +26,7 @@ from arpanet import (
     Policy,
     View,
     apply_changes,
+    decide_order,
     dump_json,
     has_room,
     pins_of,
@@ -348,9 +349,44 @@ def test_a_placement_says_why() -> None:
     asked = wish(constraints=["zone==b"], affinities=["container==~x"], memory_bytes=GB)
     placed = where(seen, asked)
     assert placed.host == "h2"
-    assert placed.reason.startswith("zone==b, 1024 MiB of memory; spread over h2, 1 containers")
+    assert placed.reason.startswith("zone==b; spread over h2, 1024 MiB of memory, 1 containers")
     assert placed.refused == {"h1": "zone==b does not hold: it is a", "h3": "the host is drained"}
     assert where(view(), wish()).asked == ""
+
+
+KNOWN = Order("drained", {"zone": "c", "new": "1", "disk": None})
+CHANGES: list[tuple[dict[str, Any], Order]] = [
+    ({}, KNOWN),
+    ({"state": ""}, KNOWN._replace(state="")),
+    ({"state": "cordoned"}, KNOWN._replace(state="cordoned")),
+    ({"labels": {"zone": "d"}}, Order("drained", {"zone": "d", "new": "1", "disk": None})),
+    ({"labels": {"zone": None}}, Order("drained", {"zone": None, "new": "1", "disk": None})),
+    ({"labels": {"new": None}}, Order("drained", {"zone": "c", "disk": None})),
+    ({"labels": {"disk": "hdd"}}, Order("drained", {"zone": "c", "new": "1", "disk": "hdd"})),
+]
+
+
+@pytest.mark.parametrize(("change", "becomes"), CHANGES)
+def test_what_is_said_of_a_host_stays_until_something_else_is_said(
+    change: dict[str, Any], becomes: Order
+) -> None:
+    seen = view(hosts=[DISK], orders={"h2": KNOWN})
+    assert decide_order(seen, DISK, change) == becomes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": "gone"},
+        {"state": None},
+        {"labels": []},
+        {"labels": {"a b": "c"}},
+        {"labels": {"a": 1}},
+    ],
+)
+def test_what_cannot_be_said_of_a_host_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest):
+        decide_order(view(), host("h1"), change)
 
 
 def names_row(host_name: str, **needs: Any) -> bytes:
