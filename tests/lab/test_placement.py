@@ -178,7 +178,7 @@ def test_a_label_can_be_changed_and_taken_away(zones: Lab) -> None:
         docker(zones, "create", "--name", "it", *rest)
         assert host_of(zones, "it") == "h1"
         assert "zone=c" in on_h1(zones, "host", "label", "h1", "rack-")
-        assert "rack=1" not in on_h1(zones, "host", "ls")
+        assert "rack" not in on_h1(zones, "host", "ls")
         on_h1(zones, "host", "label", "h1", "zone-")
         done = docker(zones, "create", "--name", "it2", *rest, check=False)
         assert "h1: zone==c does not hold; h2: zone==c does not hold: it is b" in done.stderr
