@@ -5488,6 +5488,7 @@ def collect_lines(streams: Sequence[HostEvents]) -> queue.SimpleQueue[Line | Non
         except (EngineDown, ValueError) as e:
             log.info("stream ended, host=%s: %s", stream.host, e)
         finally:
+            stream.reply.close()
             arrived.put(None)
 
     for stream in streams:
@@ -7143,7 +7144,8 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             log.info("%s", e)
             self.close_connection = True  # the client sees that the answer is not whole
         finally:
-            self.server.hangups.forget(self.connection.fileno())
+            for end in self.server.hangups.forget(self.connection.fileno()):
+                end()  # also what a failed write has told us before the watch did
             if reply.engine and not reply.engine.is_hijack:
                 reply.engine.cut()  # an upload that the engine no longer reads ends too
                 reply.engine.close()

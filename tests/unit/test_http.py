@@ -403,13 +403,14 @@ LIMITS = Limits(connections=50, per_ip=40, requests=20, head_s=1.0, stall_s=1.0)
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Api]:
-    """Yield an API that serves until the end of the block."""
+def serving(watches: bool = True) -> Iterator[Api]:
+    """Yield an API that serves; without watches nobody tells it of clients that go."""
     stop, mesh = threading.Event(), FakeMesh(7)
     node = Node(read_settings({}, {}, {}, "h1", "master"), mesh, stop)  # type: ignore[arg-type]
     pump, hangups, lobby = Pump(stop), HangupWatch(stop), Lobby(LIMITS, stop)
     pump.start()
-    watching = [arpanet.spawn("hangups", hangups.run), arpanet.spawn("lobby", lobby.run)]
+    watch = hangups.run if watches else lambda: None
+    watching = [arpanet.spawn("hangups", watch), arpanet.spawn("lobby", lobby.run)]
     with ApiServer(HostPort("127.0.0.1", 0), node, pump, hangups, lobby) as listener:
         accepting = arpanet.spawn("api", lambda: listener.serve_forever(0.01))
         yield Api(HostPort("127.0.0.1", listener.server_address[1]), node, mesh, lobby)
@@ -424,8 +425,8 @@ def serving() -> Iterator[Api]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Api]:
     """Yield an API that serves until the last test of this file."""
-    with serving() as made:
-        yield made
+    with serving() as api:
+        yield api
 
 
 @pytest.fixture
@@ -474,6 +475,33 @@ def test_a_chunked_answer_is_passed_on_as_it_is_and_broken_off_as_it_was(
     head, _, passed = said.partition(b"\r\n\r\n")
     assert b"\r\nTransfer-Encoding: chunked" in head
     assert passed == stream
+
+
+def test_a_client_that_only_a_failed_write_tells_of_takes_its_streams_with_it() -> None:
+    with serving(watches=False) as api, socket.create_server(("127.0.0.1", 0)) as listener:
+        address = HostPort(*listener.getsockname())
+        api.node.view = view(hosts=[host("h1")._replace(ip=address.host, agent_port=address.port)])
+        with contextlib.closing(arpanet.dial(api.address)) as client:
+            client.sendall(request("GET /events"))
+            engine, _ = listener.accept()
+            for answer in (b"HTTP/1.1 200 OK\r\n\r\n", CHUNKED_HEAD):
+                assert engine.recv(65536)
+                engine.sendall(answer)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        with engine:
+            engine.settimeout(0.05)
+            event = b'e\r\n{"timeNano":1}\n\r\n'
+
+            def ended() -> bool:
+                try:
+                    engine.sendall(event)
+                    return engine.recv(1) == b""
+                except TimeoutError:
+                    return False
+                except ConnectionError:
+                    return True
+
+            until("the engine's stream has ended", ended)
 
 
 def test_a_client_of_http_1_0_gets_a_chunked_answer_without_the_chunks(api: Api) -> None:
