@@ -5477,47 +5477,137 @@ def open_streams(call: Call, view: View, target: str) -> list[HostEvents]:
 Line = tuple[str, dict[str, Any]]  # host, object
 
 
-def collect_lines(streams: Sequence[HostEvents]) -> queue.SimpleQueue[Line | None]:
-    """Return a queue to which a thread for each stream adds its lines, and None at its end."""
-    arrived: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+class Sources:
+    """The hosts of a merged stream, each with a thread that reads; their lines arrive in a queue.
 
-    def read(stream: HostEvents) -> None:
+    Only the thread of the merged stream calls its methods; a host's end is an object that is None.
+    """
+
+    def __init__(self, streams: Iterable[HostEvents]) -> None:
+        self.arrived: queue.SimpleQueue[tuple[str, dict[str, Any] | None]] = queue.SimpleQueue()
+        self.live: set[str] = set()
+        for stream in streams:
+            self.read(stream.host, functools.partial(lambda reply: reply, stream.reply))
+
+    def read(self, host: str, open_reply: Callable[[], EngineReply]) -> None:
+        """Have a thread read a host's stream."""
+        self.live.add(host)
+        spawn(f"merge-{host}", functools.partial(self._read, host, open_reply))
+
+    def next(self, timeout_s: float | None) -> Line | None:
+        """Return what has arrived next, None for the end of a host. Raises queue.Empty."""
+        host, value = self.arrived.get(timeout=timeout_s)
+        if value is None:
+            self.live.discard(host)
+        return None if value is None else (host, value)
+
+    @property
+    def open(self) -> bool:
+        """Return whether anything may arrive yet."""
+        return bool(self.live)
+
+    def _read(self, host: str, open_reply: Callable[[], EngineReply]) -> None:
         try:
-            for line in read_lines(stream.reply.blocks()):
-                arrived.put((stream.host, json.loads(line)))
-        except (EngineDown, ValueError) as e:
-            log.info("stream ended, host=%s: %s", stream.host, e)
+            with contextlib.closing(open_reply()) as reply:
+                for line in read_lines(reply.blocks()):
+                    self.arrived.put((host, json.loads(line)))
+        except (ArpanetError, ValueError) as e:
+            log.debug("stream ended, host=%s: %s", host, e)
         finally:
-            stream.reply.close()
-            arrived.put(None)
-
-    for stream in streams:
-        spawn(f"merge-{stream.host}", functools.partial(read, stream))
-    return arrived
+            self.arrived.put((host, None))
 
 
 def merge_lines(
-    streams: Sequence[HostEvents], window_s: float, order: Callable[[dict[str, Any]], Any]
+    sources: Sources, window_s: float, order: Callable[[dict[str, Any]], Any]
 ) -> Iterator[Line]:
     """Yield (host, object) of all streams; each is held for a window, and leaves it in order."""
-    arrived = collect_lines(streams)
     held: list[tuple[Any, int, float, str, dict[str, Any]]] = []
-    live, count = len(streams), 0
-    while live or held:
+    count = 0
+    while sources.open or held:
         due_s = max(0.0, min(h[2] for h in held) - time.monotonic()) if held else None
         try:
-            item = arrived.get(timeout=due_s if live else 0.0)
+            item = sources.next(due_s if sources.open else 0.0)
         except queue.Empty:
             now = time.monotonic()
-            while held and (not live or min(h[2] for h in held) <= now):
+            while held and (not sources.open or min(h[2] for h in held) <= now):
                 _, _, _, host, value = heapq.heappop(held)
                 yield host, value
             continue
-        if item is None:
-            live -= 1
-            continue
-        count += 1
-        heapq.heappush(held, (order(item[1]), count, time.monotonic() + window_s, *item))
+        if item:
+            count += 1
+            heapq.heappush(held, (order(item[1]), count, time.monotonic() + window_s, *item))
+
+
+JOIN_S = 1.0
+
+
+class EventSources(Sources):
+    """The hosts whose events are followed without an end: also those that join or come back.
+
+    A host is asked for what came since the last event that it told, or since the stream began;
+    its last events, all of one instant, are kept to know them again.
+    """
+
+    def __init__(self, call: Call, streams: Iterable[HostEvents], target: str) -> None:
+        super().__init__(streams)
+        self._call = call
+        self._path, _, query = target.partition("?")
+        self._query = dict(urllib.parse.parse_qsl(query))
+        self._query.setdefault("since", f"{utc_now().timestamp():.9f}")
+        self._last: dict[str, list[dict[str, Any]]] = {}
+        self._join_at = 0.0
+        self._cuts: list[Callable[[], None]] = []
+        self._gone = threading.Event()
+        self._lock = threading.Lock()  # guards _cuts, and their calls
+        call.on_hangup(self._end)
+
+    @property
+    def open(self) -> bool:
+        return not self._gone.is_set()
+
+    def next(self, timeout_s: float | None) -> Line | None:
+        """Do as Sources.next(), and have hosts read that were not there before."""
+        now = time.monotonic()
+        if self.open and now >= self._join_at:
+            self._join_at = now + JOIN_S
+            for host in self._call.node.view.living_hosts():
+                if host.name not in self.live:
+                    self.read(host.name, functools.partial(self._open, host))
+        item = super().next(JOIN_S if timeout_s is None else min(timeout_s, JOIN_S))
+        return item if item and self._is_new(*item) else None
+
+    def _is_new(self, host: str, event: dict[str, Any]) -> bool:
+        last = self._last.get(host, [])
+        instant = last[0].get("timeNano", 0) if last else 0
+        if event.get("timeNano", 0) < instant or event in last:
+            return False
+        same = event.get("timeNano", 0) == instant
+        self._last[host] = [*last, event] if same else [event]
+        return True
+
+    def _open(self, host: Host) -> EngineReply:
+        query = dict(self._query)
+        if host.name in self._last:
+            seconds, nanos = divmod(self._last[host.name][0].get("timeNano", 0), 10**9)
+            query["since"] = f"{seconds}.{nanos:09}"
+        target = f"{self._path}?{urllib.parse.urlencode(query)}"
+        reply = Engine(host).send("GET", target, on_cut=self._on_cut)
+        if reply.status >= 400:
+            reply.read_json()  # raises the engine's words
+        return reply
+
+    def _on_cut(self, cut: Callable[[], None]) -> None:
+        with self._lock:
+            self._cuts.append(cut)
+        if self._gone.is_set():
+            cut()
+
+    def _end(self) -> None:
+        self._gone.set()
+        with self._lock:
+            cuts = [*self._cuts]
+        for cut in cuts:
+            cut()
 
 
 EVENT_WINDOW_S = 0.25
@@ -5525,11 +5615,11 @@ EVENT_WINDOW_S = 0.25
 
 def name_event(host: str, event: dict[str, Any]) -> bytes:
     """Return an event as a line, with @HOST in its container's name."""
-    attributes = event.setdefault("Actor", {}).setdefault("Attributes", {})
+    actor = event.get("Actor") or {}
+    attributes = dict(actor.get("Attributes") or {}, host=host)
     if event.get("Type") == "container" and attributes.get("name"):
-        attributes["name"] = f"{attributes['name']}@{host}"
-    attributes["host"] = host
-    return dump_json(event) + b"\n"
+        attributes["name"] += f"@{host}"
+    return dump_json(dict(event, Actor=dict(actor, Attributes=attributes))) + b"\n"
 
 
 def events_target(call: Call) -> str:
@@ -5544,11 +5634,12 @@ def events_target(call: Call) -> str:
 
 
 def get_events(call: Call) -> Reply:
-    streams = open_streams(call, call.view_for_read(), events_target(call))
+    target = events_target(call)
+    streams = open_streams(call, call.view_for_read(), target)
 
     def lines() -> Iterator[bytes]:
-        merged = merge_lines(streams, EVENT_WINDOW_S, lambda e: e.get("timeNano", 0))
-        for host, event in merged:
+        sources = Sources(streams) if call.text("until") else EventSources(call, streams, target)
+        for host, event in merge_lines(sources, EVENT_WINDOW_S, lambda e: e.get("timeNano", 0)):
             yield name_event(host, event)
 
     return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
@@ -6312,7 +6403,7 @@ def pull_image(call: Call) -> Reply:
     streams = open_streams(call, view, call.target())
 
     def lines() -> Iterator[bytes]:
-        for source, progress in noting_names(call, merge_lines(streams, 0.0, lambda _: 0)):
+        for source, progress in noting_names(call, merge_lines(Sources(streams), 0.0, lambda _: 0)):
             key = "id" if progress.get("id") else "status"
             led = {key: f"{source}: {progress[key]}"} if progress.get(key) else {}
             yield dump_json({**progress, **led}) + b"\r\n"

@@ -459,6 +459,38 @@ def test_an_export_is_the_containers_whole_tree(net: Lab) -> None:
 # ---- events
 
 
+def test_a_stream_of_events_goes_on_with_hosts_that_come_back(net: Lab) -> None:
+    row = "{{.TimeNano}} {{.Action}} {{.Actor.Attributes.name}}"
+    command = ["timeout", "90", "docker", "-H", f"tcp://{net['h1'].ip}:8791", "events"]
+    command += ["--filter", "type=container", "--format", row]
+    watcher = net.client.popen(command, stdout=-1)
+    seen: list[list[str]] = []
+
+    def read_until(action: str, name: str) -> None:
+        while [action, name] not in [line[1:] for line in seen]:
+            assert watcher.stdout
+            line = watcher.stdout.readline()
+            assert line, seen
+            seen.append(line.split())
+
+    def make(*names: str) -> None:
+        for name in names:
+            net["h3"].run(["docker", "run", "-d", "--name", name, *SLEEP])
+
+    make("before")
+    read_until("start", "before@h3")
+    net["h3"].run(["arpanet", "slave", "stop"])
+    make("away")
+    net["h3"].run(["arpanet", "slave", "start"])
+    make("after")
+    read_until("start", "after@h3")
+    watcher.kill()
+    watcher.communicate()
+    told = [line[1:] for line in seen if line[2].endswith("@h3")]
+    names = ("before@h3", "away@h3", "after@h3")
+    assert told == [[action, name] for name in names for action in ("create", "start")]
+
+
 def test_one_stream_of_events_tells_of_all_hosts_in_the_order_of_time(net: Lab) -> None:
     since = datetime.datetime.now(datetime.timezone.utc).isoformat()
     row = "{{.TimeNano}} {{.Action}} {{.Actor.Attributes.name}}"
