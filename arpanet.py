@@ -4729,12 +4729,12 @@ class Dial(Watcher):
 
     def _connected(self, far: socket.socket) -> None:
         """Make the connection; what the near side has sent by now rides with the preamble."""
-        pump, first = self.pump, b""
+        pump, asked = self.pump, self.early
         self._leave()
         self.far = None
         self.connection = connection = Connection(pump, self.near, far, self.counters)
         try:
-            first = self.near.recv(BUFFER_BYTES // 4)
+            asked = asked or self.near.recv(BUFFER_BYTES // 4)
         except BlockingIOError:
             pass
         except OSError:
@@ -4745,7 +4745,6 @@ class Dial(Watcher):
             answer = AgentAnswer(connection)
             pump.watchers[far.fileno()] = answer
             pump.due[answer] = time.monotonic() + ANSWER_S
-        asked = self.early + first
         self.counters.to_target.bytes += len(asked)
         # Somebody who has asked already will be answered: our OK rides with that (or after 0.2 s)
         # in one packet. Somebody who has not may be waiting for the OK.
@@ -5074,9 +5073,10 @@ class Pump:
             run_guarded(call)
         while len(self._pipes) > SPARE_PIPES:
             self._pipes.pop().close()
-        while self.untuned:
-            with contextlib.suppress(OSError):  # closed already
-                keep_alive(self.untuned.pop())
+        for sock in self.untuned:
+            if sock.fileno() >= 0:  # not closed
+                keep_alive(sock)
+        self.untuned.clear()
         self._close_buried()
 
     def _end(self) -> None:
