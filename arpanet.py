@@ -168,6 +168,10 @@ class LostClaim(Unavailable):
     exit_code = 3
 
 
+class Renewed(Unavailable):
+    """The arpanet was recovered: what this process knows may be undone, so it begins anew."""
+
+
 class Forbidden(ArpanetError):
     """Somebody who is not of this arpanet asked."""
 
@@ -245,6 +249,13 @@ def parse_count(text: str) -> int:
     """Return how many of something there may be. Raises ValueError."""
     if not re.fullmatch("[1-9][0-9]{0,6}", text):
         raise ValueError("a number from 1 to 9999999 is needed")
+    return int(text)
+
+
+def parse_megabytes(text: str) -> int:
+    """Return a number of megabytes. Raises ValueError."""
+    if not re.fullmatch("[0-9]{1,5}", text) or not 16 <= int(text) <= 16384:
+        raise ValueError("a number of megabytes from 16 to 16384 is needed")
     return int(text)
 
 
@@ -436,6 +447,15 @@ SETTINGS = (
         "master",
     ),
     Setting(
+        "etcd_quota_mb",
+        "ARPANET_ETCD_QUOTA_MB",
+        "2048",
+        parse_megabytes,
+        "Megabytes that etcd may take on disk, the same on all masters",
+        "MB",
+        "master",
+    ),
+    Setting(
         "link_subnet",
         "ARPANET_LINK_SUBNET",
         "198.18.0.0/16",
@@ -603,6 +623,7 @@ class Settings:
     agent_port: int
     etcd_port: int
     etcd_peer_port: int
+    etcd_quota_mb: int
     link_subnet: str
     docker_host: str
     socket: str
@@ -1160,6 +1181,15 @@ def read_file(path: str) -> bytes:
         return b""
 
 
+@contextlib.contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn what a disk refuses, because it is full say, into Unavailable."""
+    try:
+        yield
+    except OSError as e:
+        raise Unavailable(f"cannot write {e.filename or path}: {e.strerror}") from e
+
+
 def gather(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     """Return each call's result, or the ArpanetError or OSError it raised; they run at once."""
     results: dict[str, Any] = {}
@@ -1404,7 +1434,7 @@ def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
     tables: dict[str, dict[str, Any]] = {}
     for change in changes:
         table, _, name = change.key.removeprefix(PREFIX).partition("/")
-        if table not in ROWS or not name:
+        if table not in ROWS or not name or not change.key.startswith(PREFIX):
             continue
         rows = tables.setdefault(table, dict(getattr(view, table)))
         index = name.partition("/")[2] if table == "containers" else name
@@ -2753,6 +2783,7 @@ def api_range(view: View) -> ApiRange:
 # who is alive; a change is one transaction, made so that repeating it after a lost answer is
 # harmless (class Transaction). Nobody outside this section knows gRPC.
 
+MARK = PREFIX + "format"  # "NAME/WORD": which arpanet this is for ever, and how it was recovered
 DEADLINE_S = 10.0
 TRY_S = 1.5
 PAGE = 1000
@@ -2846,6 +2877,9 @@ class Outcome(NamedTuple):
     revision: int
     found: Mapping[str, Entry]
     lost: bool
+
+
+MORE_ROOM = "give it more: on each master, arpanet master stop, then start with --etcd-quota-mb MB"
 
 
 def encode_key(key: str) -> bytes:
@@ -3139,6 +3173,8 @@ class Mesh:
         self._seen = 0  # a racing older value costs one more try of a transaction, no more
         self._cluster_id = 0
         self._voters = 0
+        self.mark = ""  # what MARK says, "" until it was read; written by thread 'members'
+        self.renewed = False  # MARK has another word by now: what we saw may be undone
         self.endpoints = self._seeds
         self._etcd3 = load_etcd3()
         self._wire = Wire(self._etcd3, self._seeds)
@@ -3393,6 +3429,19 @@ class Mesh:
         with self._lock:
             self._streams.discard(stream)
 
+    def read_mark(self) -> None:
+        """Read MARK and notice a recovery, by which the cluster id may be another. Blocks."""
+        wire = self._wire
+        request = wire.rpc.RangeRequest(key=encode_key(MARK))
+        try:
+            answer = wire.kv.Range(request, TRY_S, metadata=LEADER)
+        except wire.errors as error:
+            raise self._build_down(read_fault(error).text, TRY_S) from error
+        mark = next((kv.value.decode("utf-8", "replace") for kv in answer.kvs), "")
+        self.mark = self.mark or mark
+        if mark != self.mark and mark.partition("/")[0] == self.mark.partition("/")[0]:
+            self.renewed = True
+
     # ---- private
 
     def _call(
@@ -3471,7 +3520,10 @@ class Mesh:
         if "lease not found" in text:
             return LostClaim("the lease has run out, and what was held on it is gone")
         if "database space exceeded" in text:
-            return MeshDown("etcd is full (its quota is used up); try: arpanet master status")
+            return MeshDown(
+                "etcd is full and refuses changes; its history is dropped to make room, which may "
+                f"take a moment; if it stays full, {MORE_ROOM}"
+            )
         return MeshDown(f"etcd refused: {text}")
 
     def _build_unsure(self, puts: Sequence[Put], deletes: Sequence[str], why: str) -> Unsure:
@@ -3486,6 +3538,7 @@ class Mesh:
                 continue
             due = time.monotonic() + 5
             try:
+                self.read_mark()
                 self._adopt([m.client for m in self.members() if m.client and not m.learner])
             except MeshDown as error:
                 if not self.closed:
@@ -3546,7 +3599,7 @@ class Follower:
                 self._follow(self._revision)
             except MeshDown as error:
                 if not self._broken and not self._stop.is_set() and not self._mesh.closed:
-                    log.info("watch of %s broke at %s: %s", self._prefix, self._revision, error)
+                    log.info("watch broke at revision %s: %s", self._revision, error)
                 self._broken = True
                 self._stop.wait(0.1)
 
@@ -3568,7 +3621,7 @@ class Follower:
     def _take(self, answer: Any, start: int) -> bool:
         """Hand one answer on; False when the stream is to be opened again."""
         if answer.compact_revision:
-            log.warning("watch of %s: %d is compacted, reading all again", self._prefix, start)
+            log.warning("revision %d is compacted, reading all again", start)
             self._revision = None
         elif answer.canceled:
             raise MeshDown(f"etcd ended the watch: {answer.cancel_reason or 'no reason given'}")
@@ -3583,7 +3636,7 @@ class Follower:
     def _check_history(self, server_revision: int, start: int) -> bool:
         """Find out whether etcd lost revisions that we saw (a restore); then all is read again."""
         if self._broken:
-            log.info("watch of %s goes on after revision %d", self._prefix, start)
+            log.info("watch goes on after revision %d", start)
         self._broken = False
         # a master that is only behind has the rest soon; a quorum read is never behind
         if server_revision < start and self._mesh.read_revision() < start:
@@ -4101,9 +4154,17 @@ class Node:
             )
         return self.presence.lease
 
+    def require_current(self) -> None:
+        """Raise Renewed when the arpanet was recovered since this process began."""
+        if self.mesh.renewed:
+            raise Renewed("the arpanet was recovered; this process begins anew")
+
     def follow(self) -> None:
-        """Keep the view as the mesh is, from now on; returns when the first read is in it."""
-        self.mesh.watch(PREFIX, self._read_anew, self._read_events, self.stop)
+        """Keep the view as the mesh is, from now on; returns when the first read is in it.
+
+        All keys are followed: somebody else's change must move the view's revision on too.
+        """
+        self.mesh.watch("", self._read_anew, self._read_events, self.stop)
         with self._moved:
             if not self._moved.wait_for(lambda: self.view.revision > 0, SYNC_S * 2):
                 known = ", ".join(self.mesh.endpoints)
@@ -7437,13 +7498,14 @@ class ApiServer(socketserver.TCPServer):
 LEARNER_GRACE_S = 15.0  # a learner that never answers blocks every other join
 PATIENCE_S = 15.0  # how long the first join looks for any master at all
 LEAVE_S = 20.0
+SILENT_S = 5.0  # one that leaves takes another for dead after this time
 STOP_S = 10.0
 NOTE_S = 5.0
+ROOM_S = 20.0  # between two tries to make room
 MAX_BACKOFF_S = 30.0
-MARK = PREFIX + "format"  # the key by which we know an etcd of ours
 ETCD_FLAGS = (
     *("--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"),
-    *("--quota-backend-bytes", "2147483648", "--snapshot-count", "10000"),
+    *("--snapshot-count", "10000"),
     *("--heartbeat-interval", "100", "--election-timeout", "1000"),
     *("--max-txn-ops", "1024", "--experimental-initial-corrupt-check=true"),
     *("--pre-vote", "--strict-reconfig-check", "--enable-v2=false"),
@@ -7476,6 +7538,7 @@ class MemberPlace(NamedTuple):
     log_dir: Path
     client_port: int = 2379
     peer_port: int = 2380
+    quota_bytes: int = 2 << 30
 
     @property
     def client(self) -> str:
@@ -7486,8 +7549,17 @@ class MemberPlace(NamedTuple):
         return f"http://{self.ip}:{self.peer_port}"
 
     @property
+    def alone(self) -> str:
+        """Return --initial-cluster of a cluster of this machine alone."""
+        return f"{self.name}={self.peer_url}"
+
+    @property
     def data_dir(self) -> Path:
         return self.state_dir / "etcd"
+
+    @property
+    def old_dir(self) -> Path:
+        return self.state_dir / "etcd.old"
 
     @property
     def state_path(self) -> Path:
@@ -7520,6 +7592,8 @@ class MemberStatus(NamedTuple):
     answers: bool
     version: str
     id: int
+    size_bytes: int = 0
+    alarms: tuple[str, ...] = ()
 
 
 class JoinStep(NamedTuple):
@@ -7531,7 +7605,7 @@ class JoinStep(NamedTuple):
 
 
 class LeaveStep(NamedTuple):
-    """What to do next to leave: "gone", "last", "remove-dead", "transfer", "remove-self"."""
+    """What to do next: "gone", "last", "start", "remove-dead", "transfer" or "remove-self"."""
 
     action: str
     target: int = 0
@@ -7572,8 +7646,9 @@ def decide_leave(
 ) -> LeaveStep:
     """Return the next step of member my_id out of the cluster, without a gap for the rest.
 
-    Where the living would have no quorum without us, dead voters are removed first; a leader
-    hands over first (removing it costs 2-7 s of writes).
+    answering: ours too while it runs; where the others have no quorum without it, it must. Where
+    the living would have none once it is gone, dead voters are removed first; a leader hands over
+    first (removing it costs 2-7 s of writes).
     """
     if all(member.id != my_id for member in members):
         return LeaveStep("gone")
@@ -7581,10 +7656,13 @@ def decide_leave(
     if not rest:
         return LeaveStep("last")
     living = [member.id for member in rest if member.name and member.id in answering]
+    runs = my_id in answering
+    if not runs and len(living) < (len(rest) + 1) // 2 + 1:
+        return LeaveStep("start")
     if len(living) < len(rest) // 2 + 1:
         dead = next(member.id for member in rest if member.id not in living)
         return LeaveStep("remove-dead", dead)
-    if leader == my_id:
+    if runs and leader == my_id:
         return LeaveStep("transfer", living[0])
     return LeaveStep("remove-self", living[0])
 
@@ -7732,6 +7810,31 @@ def build_member_from_json(value: Mapping[str, Any]) -> Member:
     )
 
 
+def encode_text(text: str) -> str:
+    """Return the text as the gateway wants keys and values."""
+    return base64.b64encode(text.encode()).decode()
+
+
+def read_mark(client: str) -> str:
+    """Return what marks the etcd at client as an arpanet's, "" if it is none. As ask_gateway."""
+    found = ask_gateway(client, "kv/range", {"key": encode_text(MARK)}).get("kvs")
+    return base64.b64decode(found[0]["value"]).decode("utf-8", "replace") if found else ""
+
+
+def leave_mark(client: str, name: str) -> None:
+    """Mark the etcd at client as an arpanet's, which needs a quorum. Raises as ask_gateway."""
+    key, value = encode_text(MARK), encode_text(f"{name}/")
+    compare = {"key": key, "target": "CREATE", "result": "EQUAL", "createRevision": "0"}
+    put = {"requestPut": {"key": key, "value": value}}
+    ask_gateway(client, "kv/txn", {"compare": [compare], "success": [put]})
+
+
+def renew_mark(client: str, mark: str) -> None:
+    """Change the word in the mark, so that all begin anew who saw what may be undone now."""
+    value = f"{mark.partition('/')[0]}/{uuid.uuid4().hex}"
+    ask_gateway(client, "kv/put", {"key": encode_text(MARK), "value": encode_text(value)})
+
+
 class MemberList(NamedTuple):
     """The list of one cluster, and who gave it."""
 
@@ -7798,8 +7901,267 @@ def read_member_status(member: Member) -> MemberStatus:
         return row
     leader = int(status.get("leader", 0))
     return row._replace(
-        answers=leader != 0, leader=leader == member.id, version=str(status.get("version", ""))
+        answers=leader != 0,
+        leader=leader == member.id,
+        version=str(status.get("version", "")),
+        size_bytes=int(status.get("dbSize", 0)),
+        alarms=find_alarms(status, member.id),
     )
+
+
+def find_alarms(status: Mapping[str, Any], member_id: int) -> tuple[str, ...]:
+    """Return the alarms of one member, like NOSPACE. Source: etcd 3.4, Status of maintenance."""
+    said = " ".join(map(str, status.get("errors", ())))
+    return tuple(re.findall(rf"memberID:{member_id} alarm:(\w+)", said))
+
+
+def make_room(place: MemberPlace, member_id: int) -> str:
+    """Make room if etcd ran out of it, and return a sentence about that, "" where it did not.
+
+    The history of the data is dropped, and what it took on disk: who watches reads all again, so
+    that is safe. Only if that is enough the alarm ends, by which etcd refuses every change. Blocks
+    for a minute or two at most. Raises as ask_gateway. Source: etcd 3.4, "Space quota".
+    """
+    client, status = place.client, fetch_status(place.client)
+    if "NOSPACE" not in find_alarms(status, member_id):
+        return ""
+    now = {"revision": status["header"]["revision"], "physical": True}
+    with contextlib.suppress(GatewayRefused):  # it is compacted already
+        ask_gateway(client, "kv/compaction", now, 60)
+    if int(fetch_status(client).get("dbSizeInUse", 0)) > place.quota_bytes * 0.9:
+        return f"is full and refuses changes; {MORE_ROOM}"
+    ask_gateway(client, "maintenance/defragment", {}, 60)
+    alarm = {"action": "DEACTIVATE", "memberID": str(member_id), "alarm": "NOSPACE"}
+    ask_gateway(client, "maintenance/alarm", alarm)
+    return "was full; its history was dropped, and there is room again"
+
+
+# ---- etcd as a child
+
+
+class EtcdChild:
+    """The etcd process of this machine, which dies with this one. Thread: main, all of it."""
+
+    def __init__(self, place: MemberPlace) -> None:
+        self.place = place
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0  # where in the log file the running process began
+        self.born = 0.0  # an instant of time.monotonic()
+
+    @property
+    def started(self) -> bool:
+        """Say whether it was started, and not stopped since; it may have died."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Return the process id of the last one that was started, 0 if none was."""
+        return self._process.pid if self._process else 0
+
+    def find_exit(self) -> int | None:
+        """Return how it ended by itself, None while it runs or was not started."""
+        return self._process.poll() if self._process else None
+
+    def wait(self, wait_s: float) -> None:
+        """Wait until it ends by itself, up to a time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self._process:
+                self._process.wait(wait_s)
+
+    def stop(self) -> None:
+        """End it: SIGTERM, 10 s, SIGKILL."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            log.warning("etcd did not end in %d s and was killed", STOP_S)
+            process.kill()
+            process.wait()
+
+    def read_log_tail(self, lines: int = 3) -> str:
+        """Return the last lines that the running or last etcd logged."""
+        try:
+            with self.place.log_path.open("rb") as file:
+                file.seek(self._log_start)
+                text = file.read()[-20000:].decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+    def describe_death(self) -> str:
+        """Return why it ended, in etcd's words, and where its log is."""
+        words = find_last_words(self.read_log_tail(200))
+        return f"etcd ended ({self.find_exit()}): {words}; its log is {self.place.log_path}"
+
+    def require_startable(self) -> None:
+        packages = {"etcd": "etcd-server", "setpriv": "util-linux"}
+        for program, package in packages.items():
+            if not shutil.which(program):
+                raise ArpanetError(f"{program} is not installed; try: apt-get install {package}")
+        for ip, port in self._list_listeners():
+            require_free_port(ip, port)
+
+    def _list_listeners(self) -> list[tuple[str, int]]:
+        place = self.place
+        own = [(place.ip, place.client_port), (place.ip, place.peer_port)]
+        return own if place.ip.startswith("127.") else [*own, ("127.0.0.1", place.client_port)]
+
+    def start(
+        self,
+        cluster_state: str,
+        initial: str,
+        token: str = "arpanet",
+        extra: Sequence[str] = (),
+    ) -> None:
+        """Start etcd. Thread: main only, for PDEATHSIG fires when the spawning thread ends.
+
+        setpriv and not preexec_fn: with gRPC loaded, 2-6 % of such children die before exec.
+        Source: grpc/grpc#43055.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("etcd must be started by the main thread")
+        with disk_errors(self.place.data_dir):
+            self.place.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.place.log_dir.mkdir(parents=True, exist_ok=True)
+            file = self.place.log_path.open("ab")
+        with file:
+            self._log_start = file.tell()
+            self._process = subprocess.Popen(
+                [*self._build_command(cluster_state, initial, token), *extra],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=clean_environment(os.environ, platform.machine()),  # noqa: TID251 (a child's)
+                start_new_session=True,
+            )
+        self.born = time.monotonic()
+        log.info("started etcd, pid %d", self._process.pid)
+
+    def _build_command(self, cluster_state: str, initial: str, token: str) -> list[str]:
+        place = self.place
+        ports = [(ip, port) for ip, port in self._list_listeners() if port == place.client_port]
+        clients = ",".join(f"http://{ip}:{port}" for ip, port in ports)
+        return [
+            *("setpriv", "--pdeathsig", "KILL", "etcd"),
+            *("--name", place.name, "--data-dir", str(place.data_dir)),
+            *("--listen-peer-urls", place.peer_url),
+            *("--initial-advertise-peer-urls", place.peer_url),
+            *("--listen-client-urls", clients),
+            *("--advertise-client-urls", f"http://{place.client}"),
+            *("--initial-cluster", initial, "--initial-cluster-state", cluster_state),
+            *("--initial-cluster-token", token),
+            *("--quota-backend-bytes", str(place.quota_bytes)),
+            *ETCD_FLAGS,
+        ]
+
+
+# ---- joining
+
+
+class Admitted(NamedTuple):
+    """What a machine that is on the member list starts its etcd with, and whom it knows then."""
+
+    cluster: int
+    clients: tuple[str, ...]
+    initial: str
+
+
+class Admission:
+    """How a machine without data gets onto the member list, as a learner, before etcd starts.
+
+    clients: "ip:port" of masters; cluster: its id, 0 if any will do. tell is called with a
+    sentence about what is waited for.
+    """
+
+    def __init__(
+        self,
+        place: MemberPlace,
+        clients: Sequence[str],
+        cluster: int,
+        stop: threading.Event,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._place, self._clients, self._cluster = place, tuple(clients), cluster
+        self._stop, self._tell_person, self._said = stop, tell, ""
+        self._unmarked_since = 0.0
+        self._silent_since: dict[int, float] = {}
+
+    def run(self, deadline: float, patience_s: float) -> Admitted | None:
+        """Be added to the member list; None when stopped. Raises as EtcdMember.join."""
+        patience = time.monotonic() + patience_s
+        while not self._stop.is_set():
+            try:
+                listing = self._fetch_cluster()
+            except MeshDown as error:
+                if time.monotonic() > patience:
+                    raise MeshDown(
+                        f"{error}; check the address, or start the first one with: "
+                        "arpanet master start --peers boot"
+                    ) from error
+                self._tell(f"{error}; trying on")
+            else:
+                patience = deadline
+                admitted = self._step(listing)
+                if admitted:
+                    return admitted
+            if time.monotonic() > deadline:
+                raise MeshDown(f"could not join: {self._said}; try: arpanet master status")
+            self._stop.wait(random.uniform(0.3, 0.8))
+        return None
+
+    def _tell(self, text: str) -> None:
+        self._said = text
+        self._tell_person(text)
+
+    def _fetch_cluster(self) -> MemberList:
+        try:
+            return fetch_first_members(self._clients, self._cluster)
+        except Conflict as error:
+            path = self._place.state_path
+            raise Conflict(f"{error}; to join it all the same, remove {path}") from error
+
+    def _step(self, listing: MemberList) -> Admitted | None:
+        """Do one step of joining; return what etcd is started with once that is known."""
+        dead = self._find_dead_learners(listing.members)
+        step = decide_join(listing.members, self._place.name, self._place.peer_url, dead)
+        try:
+            self._require_arpanet(listing.via)
+            if step.action == "start":
+                clients = tuple(member.client for member in listing.members if member.client)
+                return Admitted(listing.cluster, clients, step.initial)
+            if step.action == "remove":
+                self._tell("removing a member whose data is gone from the list")
+                ask_gateway(listing.via, "cluster/member/remove", {"ID": str(step.target)})
+            else:
+                body = {"peerURLs": [self._place.peer_url], "isLearner": True}
+                ask_gateway(listing.via, "cluster/member/add", body)
+        except (GatewayDown, GatewayRefused) as error:
+            # unhealthy: somebody joined just now; too many learners: somebody is joining
+            self._tell(f"waiting to be let in: {error}")
+        return None
+
+    def _require_arpanet(self, client: str) -> None:
+        """Raise Usage when this etcd has had no mark of ours for 3 s (a boot needs a moment)."""
+        if read_mark(client):
+            return
+        self._unmarked_since = self._unmarked_since or time.monotonic()
+        if time.monotonic() - self._unmarked_since < 3:
+            raise GatewayRefused(f"{client} is not yet a master")
+        raise Usage(
+            f"the etcd at {client} is not of an arpanet; "
+            "try: arpanet master start --peers ADDRESS, with the address of a master"
+        )
+
+    def _find_dead_learners(self, members: Sequence[Member]) -> list[int]:
+        """Return the learners, not us, that have not answered for 15 s by our own watch."""
+        learners = [m for m in members if m.learner and m.peer_url != self._place.peer_url]
+        silent = [member.id for member in learners if not read_member_status(member).answers]
+        now = time.monotonic()
+        self._silent_since = {id_: self._silent_since.get(id_, now) for id_ in silent}
+        return [id_ for id_, since in self._silent_since.items() if now - since > LEARNER_GRACE_S]
 
 
 # ---- the supervisor
@@ -7818,13 +8180,10 @@ class EtcdMember:
     ) -> None:
         self.place, self.ready = place, False
         self._stop, self._say, self._said = stop, say, ""
-        self._child: subprocess.Popen[bytes] | None = None
+        self.child = EtcdChild(place)
         self._state = read_state(place.state_path)
-        self._log_start = 0  # where in the log file the running child began
-        self._born = self._restart_at = self._note_at = 0.0  # instants of time.monotonic()
+        self._restart_at = self._note_at = self._room_at = 0.0  # instants of time.monotonic()
         self._failures = 0
-        self._unmarked_since = 0.0
-        self._silent_since: dict[int, float] = {}
 
     # ---- starting
 
@@ -7838,11 +8197,10 @@ class EtcdMember:
         if decision == "resume":
             return self.resume((), wait_s)
         if decision == "refuse":
-            raise Conflict(self._describe_lost_data())
-        self._require_startable()
-        initial = f"{self.place.name}={self.place.peer_url}"
+            raise Conflict(describe_lost_data(self.place, self._list_others()))
+        self.child.require_startable()
         # a token of its own gives a cluster id of its own: two boots are never taken for one
-        self._spawn("new", initial, uuid.uuid4().hex)
+        self._start("new", self.place.alone, uuid.uuid4().hex)
         return self._wait_ready(wait_s)
 
     def join(
@@ -7856,11 +8214,16 @@ class EtcdMember:
         """
         if self.place.has_data():
             return self.resume(peers, wait_s)
-        self._require_startable()
-        deadline, given = time.monotonic() + wait_s, self._list_clients(peers)
+        self.child.require_startable()
+        deadline = time.monotonic() + wait_s
+        clients = [*self._list_clients(peers), *self._list_others()]
+        admission = Admission(self.place, clients, self._state.cluster, self._stop, self._tell)
         for attempt in range(4):
-            if not self._enter(given, deadline, patience_s):
+            admitted = admission.run(deadline, patience_s)
+            if admitted is None:
                 return False
+            self._save(MemberState(admitted.cluster, 0, admitted.clients))
+            self._start("existing", admitted.initial)
             try:
                 return self._wait_ready(max(1.0, deadline - time.monotonic()))
             except EtcdDied as error:
@@ -7876,10 +8239,10 @@ class EtcdMember:
         If they removed us meanwhile, the data is set aside and we join again. peers are only
         remembered: the data says which cluster is ours. Raises Conflict, EtcdDied, ArpanetError.
         """
-        self._require_startable()
+        self.child.require_startable()
         known = dict.fromkeys([*self._state.peers, *self._list_clients(peers)])
         self._state = self._state._replace(peers=tuple(known))
-        self._spawn("existing", f"{self.place.name}={self.place.peer_url}")
+        self._start("existing", self.place.alone)
         return self._wait_ready(wait_s)
 
     # ---- going on
@@ -7887,157 +8250,72 @@ class EtcdMember:
     def step(self) -> str:
         """Do what is due and return a sentence about it, "" when nothing was.
 
-        Starts a dead etcd again, finishes a join, notes the member list. Blocks for about 3 s
-        at most; for 30 s when we were removed and join again. Raises ArpanetError, and the next
-        step tries on.
+        Starts a dead etcd again, finishes a join, notes the member list, makes room. Blocks for
+        about 3 s; for 30 s when we were removed and join again, for a minute where etcd is full.
+        Raises ArpanetError, and the next step tries on.
         """
-        if self._child is None:
+        if not self.child.started:
             return ""
-        if self._child.poll() is not None:
+        if self.child.find_exit() is not None:
             return self._revive()
         if not self.ready:
             return "is a master now" if self._settle() else ""
-        if time.monotonic() - self._born > 60:
+        if time.monotonic() - self.child.born > 60:
             self._failures = 0
         if time.monotonic() >= self._note_at:
             self._note_at = time.monotonic() + NOTE_S
             self._note_members()
+            return self._mind_room()
         return ""
 
     def status(self) -> list[MemberStatus]:
         """Return one row per master. Blocks a second for each silent one; raises MeshDown."""
         return read_status([self.place.client, *self._state.peers])
 
-    def fetch_log_tail(self, lines: int = 3) -> str:
-        """Return the last lines that the running or last etcd logged."""
-        try:
-            with self.place.log_path.open("rb") as file:
-                file.seek(self._log_start)
-                text = file.read()[-20000:].decode("utf-8", "replace")
-        except FileNotFoundError:
-            return ""
-        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
-
     # ---- stopping
 
     def stop(self) -> None:
-        """End etcd, and stay a member: SIGTERM, 10 s, SIGKILL."""
-        self.ready, child = False, self._child
-        self._child = None
-        if child is None or child.poll() is not None:
-            return
-        child.terminate()
-        try:
-            child.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            log.warning("etcd did not end in %d s and was killed", STOP_S)
-            child.kill()
-            child.wait()
+        """End etcd, and stay a member. Blocks up to 10 s."""
+        self.ready = False
+        self.child.stop()
 
     def leave(self) -> bool:
         """Leave the cluster for good and set the data aside; say whether that was done.
 
-        The last master only stops and keeps the data; so does one whose leaving fails for 20 s.
+        etcd need not run: it is started where the others have no quorum without it. The last
+        master only stops and keeps the data; so does one whose leaving fails for 20 s.
         """
         deadline, left = time.monotonic() + LEAVE_S, ""
         while not left and time.monotonic() < deadline:
             try:
-                left = self._leave_step()
+                left = self._leave_step(patient=time.monotonic() < deadline - LEAVE_S + SILENT_S)
             except (MeshDown, Conflict) as error:
                 self._tell(f"leaving: {error}")
                 threading.Event().wait(0.4)
         if left == "gone":
-            self._wait_child(3)
+            self.child.wait(3)
         self.stop()
         if left == "gone":
-            self._forget()
-            self._tell("left the arpanet")
-        elif left == "last":
-            self._tell("this is the last master; stopped, the data is kept")
-        else:
-            self._tell("could not leave; stopped, and still a member")
+            set_data_aside(self.place)
+            self.place.state_path.unlink(missing_ok=True)
+            self._state = MemberState()
         return left == "gone"
 
     # ---- private: joining
 
-    def _enter(self, given: Sequence[str], deadline: float, patience_s: float) -> bool:
-        """Be added to the member list and start etcd; False when stopped."""
-        patience = time.monotonic() + patience_s
-        while not self._stop.is_set():
-            try:
-                listing = self._fetch_cluster(given)
-            except MeshDown as error:
-                if time.monotonic() > patience:
-                    raise MeshDown(self._describe_nobody(str(error))) from error
-                self._tell(f"{error}; trying on")
-            else:
-                patience = deadline
-                if self._enter_step(listing):
-                    return True
-            if time.monotonic() > deadline:
-                raise MeshDown(f"could not join: {self._said}; try: arpanet master status")
-            self._stop.wait(random.uniform(0.3, 0.8))
-        return False
-
-    def _fetch_cluster(self, given: Sequence[str]) -> MemberList:
-        try:
-            return fetch_first_members([*given, *self._list_others()], self._state.cluster)
-        except Conflict as error:
-            path = self.place.state_path
-            raise Conflict(f"{error}; to join it all the same, remove {path}") from error
-
-    def _enter_step(self, listing: MemberList) -> bool:
-        """Do one step of joining; say whether etcd was started."""
-        dead = self._find_dead_learners(listing.members)
-        step = decide_join(listing.members, self.place.name, self.place.peer_url, dead)
-        clients = [member.client for member in listing.members if member.client]
-        try:
-            self._require_arpanet(listing.via)
-            if step.action == "start":
-                self._save(MemberState(listing.cluster, 0, tuple(clients)))
-                self._spawn("existing", step.initial)
-                return True
-            if step.action == "remove":
-                self._tell("removing a member whose data is gone from the list")
-                ask_gateway(listing.via, "cluster/member/remove", {"ID": str(step.target)})
-            else:
-                body = {"peerURLs": [self.place.peer_url], "isLearner": True}
-                ask_gateway(listing.via, "cluster/member/add", body)
-        except (GatewayDown, GatewayRefused) as error:
-            # unhealthy: somebody joined just now; too many learners: somebody is joining
-            self._tell(f"waiting to be let in: {error}")
-        return False
-
-    def _require_arpanet(self, client: str) -> None:
-        """Raise Usage when this etcd has had no mark of ours for 3 s (a boot needs a moment)."""
-        key = base64.b64encode(MARK.encode()).decode()
-        if ask_gateway(client, "kv/range", {"key": key}).get("kvs"):
-            return
-        self._unmarked_since = self._unmarked_since or time.monotonic()
-        if time.monotonic() - self._unmarked_since < 3:
-            raise GatewayRefused(f"{client} is not yet a master")
-        raise Usage(
-            f"the etcd at {client} is not of an arpanet; "
-            "try: arpanet master start --peers ADDRESS, with the address of a master"
-        )
-
-    def _find_dead_learners(self, members: Sequence[Member]) -> list[int]:
-        """Return the learners, not us, that have not answered for 15 s by our own watch."""
-        learners = [m for m in members if m.learner and m.peer_url != self.place.peer_url]
-        silent = [member.id for member in learners if not read_member_status(member).answers]
-        now = time.monotonic()
-        self._silent_since = {id_: self._silent_since.get(id_, now) for id_ in silent}
-        return [id_ for id_, since in self._silent_since.items() if now - since > LEARNER_GRACE_S]
+    def _start(self, cluster_state: str, initial: str, token: str = "arpanet") -> None:
+        self.child.start(cluster_state, initial, token)
+        self._restart_at, self.ready = 0.0, False
 
     # ---- private: becoming ready
 
     def _wait_ready(self, wait_s: float) -> bool:
         deadline = time.monotonic() + wait_s
         while not self._stop.is_set() and time.monotonic() < deadline:
-            if self._child is None or self._child.poll() is not None:
+            if self.child.find_exit() is not None:
                 if self._was_removed():
                     return self._join_afresh(deadline - time.monotonic())
-                raise EtcdDied(self._describe_death())
+                raise EtcdDied(self.child.describe_death())
             try:
                 if self._settle():
                     return True
@@ -8057,10 +8335,10 @@ class EtcdMember:
                 via = random.choice(others) if others else self.place.client
                 ask_gateway(via, "cluster/member/promote", {"ID": str(me.id)})
                 return False
-            self._leave_mark()
+            leave_mark(self.place.client, f"{self._state.cluster:x}")
         except MeshDown as error:
             if not self._said.startswith("joined as a learner"):
-                self._tell(self._describe_waiting(str(error)))
+                self._tell(describe_waiting(self.place.client, self._list_others(), str(error)))
             return False
         self.ready = True
         self._tell(f"is a master of cluster {self._state.cluster:x}")
@@ -8084,12 +8362,6 @@ class EtcdMember:
         self._save(MemberState(cluster, my_id, clients))
         return me
 
-    def _leave_mark(self) -> None:
-        key, value = (base64.b64encode(text.encode()).decode() for text in (MARK, "1"))
-        compare = {"key": key, "target": "CREATE", "result": "EQUAL", "createRevision": "0"}
-        put = {"requestPut": {"key": key, "value": value}}
-        ask_gateway(self.place.client, "kv/txn", {"compare": [compare], "success": [put]})
-
     def _note_members(self) -> None:
         try:
             listing = fetch_members(self.place.client)
@@ -8099,6 +8371,17 @@ class EtcdMember:
         clients = tuple(member.client for member in listing.members if member.client)
         if clients:
             self._save(self._state._replace(peers=clients))
+
+    def _mind_room(self) -> str:
+        if time.monotonic() < self._room_at:
+            return ""
+        try:
+            said = make_room(self.place, self._state.member)
+        except MeshDown as error:
+            log.debug("room: %s", error)
+            return ""
+        self._room_at = time.monotonic() + (ROOM_S if said else 0)
+        return said
 
     # ---- private: dying, coming back, leaving
 
@@ -8110,40 +8393,46 @@ class EtcdMember:
             self.ready = False
             self._restart_at = time.monotonic() + find_backoff_s(self._failures)
             self._failures += 1
-            return f"{self._describe_death()}; starting it again"
+            return f"{self.child.describe_death()}; starting it again"
         if time.monotonic() >= self._restart_at:
-            self._require_startable()
-            self._spawn("existing", f"{self.place.name}={self.place.peer_url}")
+            self.child.require_startable()
+            self._start("existing", self.place.alone)
         return ""
 
     def _was_removed(self) -> bool:
         return (
-            self._child is not None
-            and self._child.poll() == 0
-            and "permanently removed" in self.fetch_log_tail(50)
+            self.child.find_exit() == 0
+            and "permanently removed" in self.child.read_log_tail(50)
             and bool(self._list_others())
         )
 
     def _join_afresh(self, wait_s: float) -> bool:
         self._tell("the other masters removed this one; joining again with empty data")
         peers = self._list_others()
-        self._set_data_aside()
+        set_data_aside(self.place)
         self._save(self._state._replace(member=0))
         return self.join(peers, wait_s)
 
-    def _leave_step(self) -> str:
-        """Do one step of leaving; return "gone" or "last" at the end of it."""
+    def _leave_step(self, patient: bool) -> str:
+        """Do one step of leaving; return "gone" or "last" at the end. patient: none is dead yet."""
         listing = fetch_first_members(
             [self.place.client, *self._list_others()], self._state.cluster
         )
         others = [m for m in listing.members if m.id != self._state.member and m.client]
         answering = [member.id for member in others if read_member_status(member).answers]
+        if self.child.started and self.child.find_exit() is None:
+            answering.append(self._state.member)
         leader = int(fetch_status(listing.via).get("leader", 0))
         step = decide_leave(listing.members, self._state.member, answering, leader)
         clients = {member.id: member.client for member in others}
         # whom to ask once our own etcd has ended
         self._save(self._state._replace(peers=(self.place.client, *clients.values())))
-        if step.action == "remove-dead":
+        if step.action == "start":
+            self._tell("starting etcd once more: without it the others have no majority")
+            self.resume(wait_s=5)
+        elif step.action == "remove-dead" and patient:
+            raise MeshDown("too few of the others answer")
+        elif step.action == "remove-dead":
             self._tell("removing a dead master first, so that the others keep a majority")
             ask_gateway(listing.via, "cluster/member/remove", {"ID": str(step.target)})
         elif step.action == "transfer":
@@ -8153,79 +8442,6 @@ class EtcdMember:
             body = {"ID": str(self._state.member)}
             ask_gateway(clients[step.target], "cluster/member/remove", body)
         return step.action if step.action in ("gone", "last") else ""
-
-    def _wait_child(self, wait_s: float) -> None:
-        try:
-            if self._child:
-                self._child.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            log.debug("etcd is still there after it was removed")
-
-    def _forget(self) -> None:
-        self._set_data_aside()
-        self.place.state_path.unlink(missing_ok=True)
-        self._state = MemberState()
-
-    def _set_data_aside(self) -> None:
-        """Keep the last data as etcd.old: a removal by mistake can then be undone by hand."""
-        old = self.place.data_dir.with_name("etcd.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.place.data_dir.exists():
-            self.place.data_dir.rename(old)
-
-    # ---- private: the child
-
-    def _require_startable(self) -> None:
-        packages = {"etcd": "etcd-server", "setpriv": "util-linux"}
-        for program, package in packages.items():
-            if not shutil.which(program):
-                raise ArpanetError(f"{program} is not installed; try: apt-get install {package}")
-        for ip, port in self._list_listeners():
-            require_free_port(ip, port)
-
-    def _list_listeners(self) -> list[tuple[str, int]]:
-        place = self.place
-        own = [(place.ip, place.client_port), (place.ip, place.peer_port)]
-        return own if place.ip.startswith("127.") else [*own, ("127.0.0.1", place.client_port)]
-
-    def _spawn(self, cluster_state: str, initial: str, token: str = "arpanet") -> None:
-        """Start etcd. Thread: main only, for PDEATHSIG fires when the spawning thread ends.
-
-        setpriv and not preexec_fn: with gRPC loaded, 2-6 % of such children die before exec.
-        Source: grpc/grpc#43055.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("etcd must be started by the main thread")
-        self.place.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.place.log_dir.mkdir(parents=True, exist_ok=True)
-        with self.place.log_path.open("ab") as file:
-            self._log_start = file.tell()
-            self._child = subprocess.Popen(
-                self._build_command(cluster_state, initial, token),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=clean_environment(os.environ, platform.machine()),  # noqa: TID251 (a child's)
-                start_new_session=True,
-            )
-        self._born, self._restart_at, self.ready = time.monotonic(), 0.0, False
-        log.info("started etcd, pid %d", self._child.pid)
-
-    def _build_command(self, cluster_state: str, initial: str, token: str) -> list[str]:
-        place = self.place
-        ports = [(ip, port) for ip, port in self._list_listeners() if port == place.client_port]
-        clients = ",".join(f"http://{ip}:{port}" for ip, port in ports)
-        return [
-            *("setpriv", "--pdeathsig", "KILL", "etcd"),
-            *("--name", place.name, "--data-dir", str(place.data_dir)),
-            *("--listen-peer-urls", place.peer_url),
-            *("--initial-advertise-peer-urls", place.peer_url),
-            *("--listen-client-urls", clients),
-            *("--advertise-client-urls", f"http://{place.client}"),
-            *("--initial-cluster", initial, "--initial-cluster-state", cluster_state),
-            *("--initial-cluster-token", token),
-            *ETCD_FLAGS,
-        ]
 
     # ---- private: words and notes
 
@@ -8250,37 +8466,37 @@ class EtcdMember:
             self._said = text
             self._say(text)
 
-    def _describe_waiting(self, reason: str) -> str:
-        silent = [client for client in self._list_others() if not is_open(client)]
-        if not silent:
-            own = reason.startswith(self.place.client)
-            return "waiting for etcd on this machine" + ("" if own else f": {reason}")
-        return f"waiting for {', '.join(client.rpartition(':')[0] for client in silent)} to answer"
 
-    def _describe_death(self) -> str:
-        code = self._child.returncode if self._child else None
-        words = find_last_words(self.fetch_log_tail(200))
-        return f"etcd ended ({code}): {words}; its log is {self.place.log_path}"
+def describe_waiting(client: str, others: Sequence[str], reason: str) -> str:
+    """Return what the master at client waits for, when asking it failed for a reason."""
+    silent = [other.rpartition(":")[0] for other in others if not is_open(other)]
+    if silent:
+        return f"waiting for {', '.join(silent)} to answer"
+    return "waiting for etcd on this machine" + ("" if reason.startswith(client) else f": {reason}")
 
-    def _describe_nobody(self, reasons: str) -> str:
+
+def describe_lost_data(place: MemberPlace, others: Sequence[str]) -> str:
+    """Return what is said where a cluster has been, with these others, whose data is gone."""
+    path = place.state_path
+    if others:
+        ips = [client.rpartition(":")[0] for client in others]
         return (
-            f"{reasons}; check the address, or start the first one with: "
-            "arpanet master start --peers boot"
+            f"this machine belonged to the arpanet of {', '.join(ips)}, and its data is "
+            f"gone; try: arpanet master start --peers {ips[0]} (or remove {path} to begin "
+            "a new, empty one)"
         )
+    return (
+        f"this machine had an arpanet of its own, and its data ({place.data_dir}) is "
+        f"gone; restore it, or remove {path} to begin a new, empty one"
+    )
 
-    def _describe_lost_data(self) -> str:
-        others = [client.rpartition(":")[0] for client in self._list_others()]
-        path = self.place.state_path
-        if others:
-            return (
-                f"this machine belonged to the arpanet of {', '.join(others)}, and its data is "
-                f"gone; try: arpanet master start --peers {others[0]} (or remove {path} to begin "
-                "a new, empty one)"
-            )
-        return (
-            f"this machine had an arpanet of its own, and its data ({self.place.data_dir}) is "
-            f"gone; restore it, or remove {path} to begin a new, empty one"
-        )
+
+def set_data_aside(place: MemberPlace) -> None:
+    """Keep the last data as etcd.old: a removal by mistake can then be undone by hand."""
+    shutil.rmtree(place.old_dir, ignore_errors=True)
+    if place.data_dir.exists():
+        with disk_errors(place.old_dir):
+            place.data_dir.rename(place.old_dir)
 
 
 def is_open(client: str) -> bool:
@@ -8307,19 +8523,131 @@ def read_state(path: Path) -> MemberState:
 
 
 def write_state(path: Path, state: MemberState) -> None:
-    """Replace the state file, so that a power cut leaves the old or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    with new.open("w") as file:
-        json.dump(state._asdict(), file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    """Replace the state file, so that a power cut leaves the old or the new one whole.
+
+    Raises Unavailable where the disk does not take it.
+    """
+    with disk_errors(path):
+        write_file(str(path), json.dumps(state._asdict()).encode())
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+# ---- what a person does to the list and the data
+
+
+def remove_member(client: str, member_id: int) -> None:
+    """Take a dead member off the list; returns when that is done. Raises MeshDown after 20 s."""
+    deadline = time.monotonic() + LEAVE_S
+    while any(member.id == member_id for member in fetch_members(client).members):
+        try:
+            ask_gateway(client, "cluster/member/remove", {"ID": str(member_id)})
+        except MeshDown:  # the list is in flux, or the answer was lost: look again
+            if time.monotonic() > deadline:
+                raise
+            threading.Event().wait(0.4)
+
+
+def has_leader(client: str) -> bool:
+    """Say whether the etcd at client answers and is of a majority."""
     try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        return int(fetch_status(client).get("leader", 0)) != 0
+    except MeshDown:
+        return False
+
+
+def run_etcdctl(*words: str) -> str:
+    """Return what etcdctl prints. Raises ArpanetError with what it said when it failed."""
+    environment = clean_environment(os.environ, platform.machine())  # noqa: TID251 (a child's)
+    try:
+        done = subprocess.run(
+            ["etcdctl", *words],
+            env={**environment, "ETCDCTL_API": "3"},
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError as error:
+        raise ArpanetError("etcdctl is not installed; try: apt-get install etcd-client") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ArpanetError(f"etcdctl {' '.join(words[:2])} failed: {' / '.join(lines[-1:])}")
+    return done.stdout
+
+
+def save_snapshot(client: str, path: str) -> Mapping[str, Any]:
+    """Write what the etcd at client has to a new file, whole and on disk; return its figures."""
+    run_etcdctl("--endpoints", f"http://{client}", "snapshot", "save", path)
+    figures: dict[str, Any] = json.loads(run_etcdctl("snapshot", "status", path, "-w", "json"))
+    return figures
+
+
+def restore_snapshot(place: MemberPlace, path: str) -> None:
+    """Put the data of a snapshot here, as that of a cluster of this machine alone."""
+    new = place.data_dir.with_name("etcd.new")
+    shutil.rmtree(new, ignore_errors=True)
+    run_etcdctl(
+        *("snapshot", "restore", path, "--name", place.name, "--data-dir", str(new)),
+        *("--initial-cluster", place.alone, "--initial-advertise-peer-urls", place.peer_url),
+        *("--initial-cluster-token", uuid.uuid4().hex),
+    )
+    set_data_aside(place)
+    new.rename(place.data_dir)
+
+
+def recover_member(place: MemberPlace, snapshot: str) -> None:
+    """Make a snapshot, or the data here, that of a cluster of this machine alone.
+
+    What was here before is kept as etcd.old, and put back when it does not work. etcd runs once
+    for that and is stopped again. Thread: main. Raises ArpanetError.
+    Source: etcd 3.4, "Disaster recovery"; --force-new-cluster keeps the data and drops the others.
+    """
+    child = EtcdChild(place)
+    child.require_startable()
+    shutil.rmtree(place.old_dir, ignore_errors=True)
+    if snapshot:
+        restore_snapshot(place, snapshot)
+    else:
+        try:
+            shutil.copytree(place.data_dir, place.old_dir)
+        except (OSError, shutil.Error) as error:
+            raise Unavailable(
+                f"cannot keep a copy of {place.data_dir}, and so did nothing: {error.args[-1]}"
+            ) from error
+    try:
+        child.start("existing", place.alone, extra=() if snapshot else ("--force-new-cluster",))
+        wait_alone(child)
+    except ArpanetError:
+        child.stop()
+        shutil.rmtree(place.data_dir)
+        if place.old_dir.exists():
+            place.old_dir.rename(place.data_dir)
+        raise
+    child.stop()
+    place.state_path.unlink(missing_ok=True)  # whom to ask is known anew with the next start
+
+
+def wait_alone(child: EtcdChild, wait_s: float = 60) -> None:
+    """Wait until etcd is the only member, and note the recovery in it.
+
+    Raises EtcdDied, MeshDown; Conflict where it is not an arpanet's.
+    """
+    client, deadline = child.place.client, time.monotonic() + wait_s
+    while True:
+        if child.find_exit() is not None:
+            raise EtcdDied(child.describe_death())
+        try:
+            mark = read_mark(client)
+            if not mark or len(fetch_members(client).members) != 1:
+                raise Conflict("this is not the data of an arpanet; nothing was changed")
+            renew_mark(client, mark)
+            return
+        except MeshDown:
+            if time.monotonic() > deadline:
+                raise
+        threading.Event().wait(0.2)
 
 
 # ==== Doctor =================================================================
@@ -9010,6 +9338,7 @@ class NameServer:
         self._address = HostPort(resolver_of(node.settings.link_subnet), RESOLVER_PORT)
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._waiting: queue.Queue[Query] = queue.Queue(1000)
+        self._thread: Thread | None = None
 
     def start(self) -> None:
         """Begin to answer; where another program has the port, names are left to links."""
@@ -9020,11 +9349,15 @@ class NameServer:
             log.warning("cannot answer for names at %s: %s", self._address, e)
             return
         self._socket.settimeout(STEP_S)
-        spawn("names", self._serve, self._node.stop)
+        self._thread = spawn("names", self._serve, self._node.stop)
         for number in range(RESOLVERS):
             spawn(f"names-{number}", self._resolve, self._node.stop)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # not connected, which wakes its thread all the same
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if self._thread:
+            self._thread.join(2 * STEP_S)  # the port is free only then
         self._socket.close()
 
     def _serve(self) -> None:
@@ -9255,7 +9588,8 @@ class Slave:
         return f"slave {where} is on the network; see: arpanet slave status"
 
     def step(self) -> None:
-        """Write again what could not be written."""
+        """Write again what could not be written. Raises Renewed."""
+        self.node.require_current()
         if self.publisher.behind.is_set():
             self.publisher.behind.clear()
             try:
@@ -9419,18 +9753,23 @@ def known_masters(settings: Settings) -> tuple[str, ...]:
 
     Raises Usage when there are none.
     """
-    try:
-        met = json.loads(read_file(masters_path(settings)) or b"[]")
-    except (OSError, ValueError):  # it is root's alone, or damaged
-        met = []
     own = [settings.ip] if settings.ip and port_answers(settings.ip, settings.api_port) else []
-    found = tuple(dict.fromkeys([*settings.masters, *own, *map(str, met)]))
+    found = tuple(dict.fromkeys([*settings.masters, *own, *met_masters(settings)]))
     if not found:
         raise Usage(
             "no master is known; name some: ARPANET_MASTERS=IP,IP "
             "(or make this machine the first one: arpanet master start --peers boot)"
         )
     return found
+
+
+def met_masters(settings: Settings) -> tuple[str, ...]:
+    """Return addresses of masters: those named, and those met before."""
+    try:
+        met = json.loads(read_file(masters_path(settings)) or b"[]")
+    except (OSError, ValueError):  # it is root's alone, or damaged
+        met = []
+    return tuple(dict.fromkeys([*settings.masters, *map(str, met)]))
 
 
 def port_answers(ip: str, port: int, timeout_s: float = 1.0) -> bool:
@@ -9470,6 +9809,8 @@ class Client:
         self.settings, self._stop, self._say = settings, stop, say
         self.pump = Pump(stop)
         self._masters: tuple[HostPort, ...] = ()  # the living ones first; replaced by thread ping
+        self._arpanet = ""  # its name, once a master has said it
+        self._strangers: set[HostPort] = set()
 
     def start(self) -> str:
         seeds = tuple(HostPort(ip, self.settings.api_port) for ip in known_masters(self.settings))
@@ -9506,8 +9847,8 @@ class Client:
     def _ping(self) -> bool:
         """Put the masters that answer first; return whether one does."""
         answers = gather({str(m): functools.partial(ask_status, m) for m in self._masters})
-        living = [m for m in self._masters if not isinstance(answers[str(m)], Exception)]
-        known = dict.fromkeys([*living, *self._masters])
+        living = [m for m in self._masters if self._is_ours(m, answers[str(m)])]
+        known = dict.fromkeys(m for m in [*living, *self._masters] if m not in self._strangers)
         for master in living:
             for row in answers[str(master)]["masters"]:
                 known.setdefault(HostPort(row["ip"], self.settings.api_port))
@@ -9515,6 +9856,16 @@ class Client:
             remember_masters(self.settings, [m.host for m in known])
         self._masters = tuple(known)
         return bool(living)
+
+    def _is_ours(self, master: HostPort, answer: Any) -> bool:
+        """Say whether a master answered, and is of the arpanet of the first that ever did."""
+        name = "" if isinstance(answer, Exception) else answer.get("arpanet", "")
+        self._arpanet = self._arpanet or name
+        strange = name not in ("", self._arpanet)
+        if strange and master not in self._strangers:
+            log.warning("the master at %s is of another arpanet, and is not used", master)
+        (self._strangers.add if strange else self._strangers.discard)(master)
+        return not (strange or isinstance(answer, Exception))
 
     def _accepted(self, sock: socket.socket, _peer: Any, _listener: LinkListener) -> None:
         first, *others = [Target(m) for m in self._masters]
@@ -9540,23 +9891,37 @@ def ask_status(master: HostPort, timeout_s: float = 1.0) -> dict[str, Any]:
     return report
 
 
+def ask_masters(settings: Settings, ips: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the reports of those masters that answer within a second, by address."""
+    port = settings.api_port
+    return good_answers(
+        gather({ip: functools.partial(ask_status, HostPort(ip, port)) for ip in ips})
+    )
+
+
+def member_place(settings: Settings) -> MemberPlace:
+    """Return where the etcd of this machine lives."""
+    return MemberPlace(
+        settings.ip,
+        settings.hostname,
+        Path(settings.state_dir),
+        Path(settings.log_dir),
+        settings.etcd_port,
+        settings.etcd_peer_port,
+        settings.etcd_quota_mb << 20,
+    )
+
+
 class Master:
     """Keeps this machine's etcd, its lease, and the Docker API."""
 
     def __init__(self, settings: Settings, stop: threading.Event, say: Say) -> None:
         self.settings, self._stop, self._say = settings, stop, say
-        place = MemberPlace(
-            settings.ip,
-            settings.hostname,
-            Path(settings.state_dir),
-            Path(settings.log_dir),
-            settings.etcd_port,
-            settings.etcd_peer_port,
-        )
-        self.member = EtcdMember(place, stop=stop, say=say)
+        self.member = EtcdMember(member_place(settings), stop=stop, say=say)
         self.pump = Pump(stop)
         self.hangups = HangupWatch(stop)
         self.lobby = Lobby(decide_limits(settings, raise_descriptors()), stop)
+        self._news = ""  # what step() logged last
         self._ending = contextlib.ExitStack()  # what was begun, the last of it on top
 
     def start(self) -> str:
@@ -9578,6 +9943,7 @@ class Master:
         self.node.facts = self.facts
         self.node.host_facts = lambda: ask_host_facts(self.node.view)
         self.node.follow()
+        self.node.mesh.read_mark()
         self._register()
         self.pump.start()
         self._ending.callback(self.pump.stop)
@@ -9598,6 +9964,7 @@ class Master:
         if self.member.place.has_data():
             self.member.resume([p for p in peers if p != "boot"])
         elif peers == ("boot",):
+            self._require_alone()
             self.member.boot()
         elif peers:
             self._require_own_name(peers)
@@ -9608,21 +9975,34 @@ class Master:
                 "the first one of all is started with --peers boot"
             )
 
+    def _require_alone(self) -> None:
+        """Raise Conflict where an arpanet is known that answers: a second would share no names."""
+        met = tuple(ip for ip in met_masters(self.settings) if ip != self.settings.ip)
+        for ip in ask_masters(self.settings, met):
+            raise Conflict(
+                f"an arpanet answers at {ip}; to join it: arpanet master start --peers {ip} (to "
+                f"begin another all the same: take it out of ARPANET_MASTERS, remove "
+                f"{masters_path(self.settings)})"
+            )
+
     def _require_own_name(self, peers: Sequence[str]) -> None:
         """Raise Conflict if another master has this one's name: before it is a member of etcd."""
         name, ip = self.settings.hostname, self.settings.ip
-        asked = gather(
-            {p: functools.partial(ask_status, HostPort(p, self.settings.api_port)) for p in peers}
-        )
-        for report in good_answers(asked).values():
+        for report in ask_masters(self.settings, peers).values():
             for row in report["masters"]:
                 if row["name"] == name and row["ip"] != ip:
                     raise master_name_taken(name, row["ip"])
 
     def step(self) -> None:
-        news = self.member.step()
-        if news:
+        """Keep etcd going; what goes wrong with it is tried again. Raises Renewed."""
+        try:
+            news = self.member.step()
+        except ArpanetError as e:
+            news = f"{e}; trying on"
+        if news and news != self._news:
             log.info("etcd: %s", news)
+            self._news = news
+        self.node.require_current()
 
     def close(self) -> None:
         self._ending.close()
@@ -9640,7 +10020,10 @@ class Master:
                 "leader": row.leader,
                 "learner": row.learner,
                 "answers": row.answers and row.ip in names,
+                "id": f"{row.id:x}",
                 "etcd": row.version,
+                "size_bytes": row.size_bytes,
+                "alarms": row.alarms,
                 "version": names[row.ip].version if row.ip in names else "",
             }
             for row in self.member.status()
@@ -9657,7 +10040,8 @@ class Master:
             }
             for _, h in sorted(view.hosts.items())
         ]
-        return {"version": __version__, "masters": masters, "hosts": hosts}
+        name = self.node.mesh.mark.partition("/")[0]
+        return {"version": __version__, "arpanet": name, "masters": masters, "hosts": hosts}
 
     def facts(self) -> dict[str, Any]:
         """Return what doctor wants to know of this master. Thread: api-N."""
@@ -9781,19 +10165,33 @@ class Herald:
             self._fd = None
 
 
-def raise_file_limit() -> None:
-    """Take as many descriptors as root may have: each linked connection needs two of them."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def run_daemon(
     make: Callable[[threading.Event, Say], Daemon], role: str, settings: Settings, herald: Herald
 ) -> int:
     """Run a daemon until a signal; return the exit code."""
     raise_descriptors()
-    stop = threading.Event()
     asked: list[int] = []  # the signals that asked us to stop
+    again = False
+    try:
+        lock = take_lock(lock_path(settings, role))
+        while not asked and (again := run_once(make, herald, asked, again)):
+            log.warning("the arpanet was recovered; beginning anew")
+    except ArpanetError as e:
+        herald.fail(e)
+        raise
+    log.info("stopped")
+    os.close(lock)
+    return 0 if asked else 1  # a thread died of a fault: systemd starts us afresh
+
+
+def run_once(
+    make: Callable[[threading.Event, Say], Daemon], herald: Herald, asked: list[int], again: bool
+) -> bool:
+    """Run a daemon until a signal; say whether it is to begin anew instead.
+
+    again: it is doing so, and therefore tries on when it cannot.
+    """
+    stop = threading.Event()
 
     def ask_stop(number: int, _frame: Any) -> None:
         asked.append(number)
@@ -9801,29 +10199,26 @@ def run_daemon(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_stop)
-    raise_file_limit()
     daemon = None
     try:
-        lock = take_lock(lock_path(settings, role))
         daemon = make(stop, herald.say)
         herald.ready(daemon.start())
-        while not stop.wait(STEP_S):
+        while not (asked or stop.wait(STEP_S)):
             daemon.step()
         log.info("stopping")
         notify_systemd("STOPPING=1")
+    except Renewed:
+        return True
     except ArpanetError as e:
-        if stop.is_set() and daemon:
-            log.info("stopped while starting: %s", e)
-        else:
-            herald.fail(e)
+        if not (stop.is_set() and daemon) and not again:
             raise
+        log.info("stopped while starting: %s", e)
+        return again and not stop.wait(STEP_S)
     finally:
         stop.set()
         if daemon:
             daemon.close()
-    log.info("stopped")
-    os.close(lock)
-    return 0 if asked else 1  # a thread died of a fault: systemd starts us afresh
+    return False
 
 
 def detach(log_path: str) -> int | None:
@@ -9902,6 +10297,7 @@ def set_up_logging(level: str) -> None:
     handler.setFormatter(logging.Formatter(layout))
     log.addHandler(handler)
     log.setLevel(level)
+    logging.raiseExceptions = False  # a full disk costs lines of the log, and nothing else
 
 
 MAKERS: Mapping[str, Callable[[Settings, threading.Event, Say], Daemon]] = {
@@ -9955,6 +10351,11 @@ def with_ip(role: str, settings: Settings) -> Settings:
     return dataclasses.replace(settings, ip=chosen)
 
 
+def with_own_ip(settings: Settings) -> Settings:
+    """Return the settings with this machine's address, for a command about itself. Raises Usage."""
+    return dataclasses.replace(settings, ip=choose_ip(settings.ip, local_addresses()))
+
+
 def stop_role(role: str, settings: Settings) -> int:
     """Stop a daemon and wait until it has ended; return the exit code. Raises Unavailable."""
     path = lock_path(settings, role)
@@ -9976,6 +10377,14 @@ def stop_role(role: str, settings: Settings) -> int:
         pause.wait(0.05)
     print_line(f"{role} stopped")
     return 0
+
+
+def take_over(role: str, settings: Settings) -> int:
+    """Stop a daemon if it runs, and return the lock that it had. Raises as stop_role."""
+    path = lock_path(settings, role)
+    if lock_holder(path):
+        stop_role(role, settings)
+    return take_lock(path)
 
 
 def find_master(settings: Settings) -> HostPort:
@@ -10003,15 +10412,72 @@ def show_master(settings: Settings, as_json: bool) -> int:
     """Print masters and hosts; return 0 when all are well, 1 when some are not."""
     master = find_master(settings)
     report = ask_status(master, 10.0)
-    well = all(m["answers"] for m in report["masters"]) and all(h["alive"] for h in report["hosts"])
+    report["strangers"] = find_strangers(settings, report)
+    troubles = list(describe_troubles(report))
     if as_json:
         print_line(json.dumps(report, indent=2))
-        return 0 if well else 1
-    rows: list[Sequence[Any]] = [("MASTER", "ADDRESS", "STATE", "ROLE", "ARPANET", "ETCD")]
+    else:
+        show_master_report(report)
+        for trouble in troubles:
+            print_remark(trouble)
+    return 1 if troubles else 0
+
+
+def find_strangers(settings: Settings, report: Mapping[str, Any]) -> list[str]:
+    """Return the addresses of masters that are known here and are of another arpanet."""
+    ours = {m["ip"] for m in report["masters"]}
+    others = ask_masters(settings, [ip for ip in met_masters(settings) if ip not in ours])
+    return [
+        ip for ip, other in others.items() if other.get("arpanet") not in ("", report["arpanet"])
+    ]
+
+
+def describe_troubles(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each thing that is not well, with what to do."""
+    yield from describe_absent_masters({m["name"] or m["ip"]: m for m in report["masters"]})
+    for m in report["masters"]:
+        if "NOSPACE" in m["alarms"]:
+            yield f"etcd on {m['name']} is full and refuses changes; {MORE_ROOM}"
+        elif m["alarms"]:
+            yield f"etcd on {m['name']} says {m['alarms'][0]}; there: arpanet master leave, start"
+    for ip in report["strangers"]:
+        yield (
+            f"the master at {ip} is of another arpanet; if that is a mistake, there: arpanet "
+            "master stop, remove etcd and master.json in its state directory, start it with --peers"
+        )
+    down = [h["name"] for h in report["hosts"] if not h["alive"]]
+    if down:
+        yield (
+            f"down: {', '.join(down)}; there: arpanet slave start; or if it is gone for good: "
+            f"arpanet slave leave --host {down[0]}"
+        )
+
+
+def describe_absent_masters(masters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what is to be done about masters that are not there, by name."""
+    silent = sorted(name for name, m in masters.items() if not m["etcd"])
+    waiting = [name for name, m in masters.items() if not m["answers"]]
+    if not any(m["leader"] for m in masters.values()):
+        yield describe_lost_majority(silent)
+    elif silent:
+        yield (
+            f"no answer from {', '.join(silent)}; there: arpanet master start; or if it is gone "
+            f"for good: arpanet master remove {silent[0]}"
+        )
+    elif waiting:
+        yield f"not a master at the moment: {', '.join(waiting)}; its log tells why"
+
+
+def show_master_report(report: Mapping[str, Any]) -> None:
+    """Print the masters' report for a person."""
+    rows: list[Sequence[Any]] = [("MASTER", "ADDRESS", "STATE", "ROLE", "ARPANET", "ETCD", "DATA")]
     for m in report["masters"]:
         role = "leader" if m["leader"] else "learner" if m["learner"] else "member"
-        state = "answers" if m["answers"] else "down"
-        rows.append((m["name"] or "-", m["ip"], state, role, m["version"] or "-", m["etcd"] or "-"))
+        state = "answers" if m["answers"] else "waits" if m["etcd"] else "down"
+        state = "full" if "NOSPACE" in m["alarms"] else state
+        size = f"{m['size_bytes'] / 1e6:.1f} MB" if m["size_bytes"] else "-"
+        versions = (m["version"] or "-", m["etcd"] or "-")
+        rows.append((m["name"] or "-", m["ip"], state, role, *versions, size))
     print_table(rows)
     print_line("")
     rows = [("HOST", "ADDRESS", "STATE", "CONTAINERS", "RUNNING", "ARPANET", "ENGINE")]
@@ -10021,7 +10487,6 @@ def show_master(settings: Settings, as_json: bool) -> int:
             (h["name"], h["ip"], state, h["containers"], h["running"], h["version"], h["engine"])
         )
     print_table(rows)
-    return 0 if well else 1
 
 
 def show_slave(settings: Settings, as_json: bool) -> int:
@@ -10030,7 +10495,7 @@ def show_slave(settings: Settings, as_json: bool) -> int:
         if as_json:
             print_line(json.dumps({"running": False}))
         raise Unavailable("the slave does not run; start it: arpanet slave start")
-    settings = dataclasses.replace(settings, ip=choose_ip(settings.ip, local_addresses()))
+    settings = with_own_ip(settings)
     try:
         report = http_json((settings.ip, settings.agent_port), "GET", "/status", 5.0)
     except OSError as e:
@@ -10110,7 +10575,7 @@ def run_doctor(settings: Settings) -> list[Finding]:
         )
     with contextlib.suppress(Usage):  # the same
         settings = dataclasses.replace(settings, ip=choose_ip(settings.ip, local_addresses()))
-    masters = ask_masters(settings)
+    masters = ask_master_facts(settings)
     reports = {who: answer for who, answer in masters.items() if "masters" in answer}
     report = next(iter(reports.values()), None)
     doubts = look_here(settings, report)
@@ -10125,22 +10590,22 @@ def run_doctor(settings: Settings) -> list[Finding]:
     return [*found, *check_network(report, facts)]
 
 
-def ask_masters(settings: Settings) -> dict[str, Facts]:
+def ask_master_facts(settings: Settings) -> dict[str, Facts]:
     """Return the facts of each master, those that are down left out; by name, else address."""
     try:
         asked = known_masters(settings)
     except Usage:
         asked = ("127.0.0.1",)
-    answers = ask_masters_at(settings, asked)
+    answers = ask_facts_at(settings, asked)
     rows = [row for a in answers.values() for row in a.get("masters", ())]
     names = {row["ip"]: row["name"] for row in rows if row["answers"]}
-    answers |= ask_masters_at(settings, names.keys() - answers.keys())
+    answers |= ask_facts_at(settings, names.keys() - answers.keys())
     if names:  # who is no member any more is not missed
         answers = {ip: answer for ip, answer in answers.items() if ip in names}
     return {names.get(ip) or ip: answer for ip, answer in sorted(answers.items())}
 
 
-def ask_masters_at(settings: Settings, ips: Iterable[str]) -> dict[str, Facts]:
+def ask_facts_at(settings: Settings, ips: Iterable[str]) -> dict[str, Facts]:
     """Return the facts of the masters at some addresses, or why they do not answer."""
     path = "/arpanet/doctor"
     calls = {ip: functools.partial(ask_facts, HostPort(ip, settings.api_port), path) for ip in ips}
@@ -10235,6 +10700,148 @@ def leave_network(settings: Settings, host: str, forget: bool) -> int:
         + ("" if forget else ", its volumes stay reserved for it")
     )
     return 0
+
+
+def leave_masters(settings: Settings) -> int:
+    """Take this machine's master away for good; return the exit code.
+
+    Raises NotFound where none is, Conflict for the last one, MeshDown without a majority.
+    """
+    settings = with_own_ip(settings)
+    place = member_place(settings)
+    rest = read_rest(place)
+    lock = take_over("master", settings)
+    if not EtcdMember(place, stop=threading.Event(), say=print_remark).leave():
+        raise Unavailable(
+            "it could not leave: it is stopped, and still a member; try again, or start it again: "
+            "arpanet master start"
+        )
+    os.close(lock)
+    print_line(f"master {place.name} has left; {describe_masters([row.name for row in rest])}")
+    return 0
+
+
+def read_rest(place: MemberPlace) -> list[MemberStatus]:
+    """Return the other masters, who go on when this one leaves. Raises as leave_masters."""
+    if not place.has_data():
+        raise NotFound(
+            "this machine has no data of a master; if it was one, and its disk is gone, type on "
+            f"another: arpanet master remove {place.name}"
+        )
+    others = [client for client in read_state(place.state_path).peers if client != place.client]
+    rows = read_status([place.client, *others]) if others else []
+    rest = [row for row in rows if row.ip != place.ip and not row.learner]
+    if not rest:
+        raise Conflict(
+            f"this is the last master, so the data of the arpanet ({place.data_dir}) stays here; "
+            "to stop it: arpanet master stop; to move it, first start another: "
+            f"arpanet master start --peers {place.ip}"
+        )
+    if sum(bool(row.version) for row in rest) < (len(rest) + 1) // 2:
+        raise MeshDown(describe_lost_majority([row.name for row in rest if not row.version]))
+    return rest
+
+
+def describe_masters(names: Sequence[str]) -> str:
+    """Return who are masters now, and whether they are enough."""
+    listed = ", ".join(sorted(names))
+    if len(names) < 3:
+        return f"masters now: {listed}; with fewer than three, losing one stops all changes"
+    return f"masters now: {listed}"
+
+
+def describe_lost_majority(silent: Sequence[str]) -> str:
+    """Return what is said when too many masters do not answer."""
+    return (
+        f"the masters have no majority ({', '.join(sorted(silent))} do not answer); start them: "
+        "arpanet master start; if they are gone for good, on one that is left: "
+        "arpanet master recover"
+    )
+
+
+def remove_master(settings: Settings, name: str) -> int:
+    """Take a dead master off the list for good; return the exit code.
+
+    name: its name or its address. Raises NotFound, Conflict when it lives, MeshDown.
+    """
+    master = find_master(settings)
+    rows = ask_status(master, 10.0)["masters"]
+    row = next((row for row in rows if name in (row["name"], row["ip"])), None)
+    if row is None:
+        names = ", ".join(sorted(row["name"] or row["ip"] for row in rows))
+        raise NotFound(f"there is no master {name}; there are: {names}")
+    if not any(row["leader"] for row in rows):
+        raise MeshDown(
+            describe_lost_majority([r["name"] or r["ip"] for r in rows if not r["etcd"]])
+        )
+    if row["etcd"] or row["version"]:  # its etcd answers, or its lease has not run out
+        raise Conflict(
+            f"master {name} lives, or did {settings.lease_s:g} s ago; type on it: "
+            "arpanet master leave"
+        )
+    remove_member(f"{master.host}:{settings.etcd_port}", int(row["id"], 16))
+    rest = [other["name"] for other in rows if other is not row]
+    print_line(f"master {name} is removed; {describe_masters(rest)}")
+    print_remark(
+        "if it comes back it joins again, as a new one; to keep it out: arpanet master leave"
+    )
+    return 0
+
+
+def back_up(settings: Settings, path: str, overwrite: bool) -> int:
+    """Write all that the masters know to a file; return the exit code. Raises Conflict, Usage."""
+    if os.path.exists(path) and not overwrite:
+        raise Conflict(f"{path} is there already; to replace it: --overwrite")
+    master, new = find_master(settings), f"{path}.new"
+    try:
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        figures = save_snapshot(f"{master.host}:{settings.etcd_port}", new)
+        os.replace(new, path)
+    except OSError as e:
+        raise Usage(f"cannot write {path}: {e.strerror}") from e
+    finally:
+        with contextlib.suppress(OSError):  # it has its name by now, or was never there
+            os.unlink(new)
+    size = f"{figures['totalKey']} keys, {figures['totalSize']} bytes"
+    print_line(f"saved revision {figures['revision']} ({size}) in {path}")
+    return 0
+
+
+def recover(settings: Settings, snapshot: str) -> int:
+    """Begin again on this machine, with its data or a backup; return the exit code.
+
+    Raises Conflict while a majority answers, NotFound where nothing is to begin with.
+    """
+    settings = with_own_ip(settings)
+    place = member_place(settings)
+    if snapshot and not os.path.isfile(snapshot):
+        raise NotFound(f"there is no file {snapshot}")
+    if not snapshot and not place.has_data():
+        raise NotFound(
+            "this machine has no data of a master to recover from; type it on one that has, or "
+            "with a backup: arpanet master recover --from FILE"
+        )
+    require_lost(settings, place)
+    lock = take_over("master", settings)
+    recover_member(place, snapshot)
+    os.close(lock)
+    print_line(
+        f"recovered: {place.name} is the only master now; start it: arpanet master start; then "
+        f"on each of the others: arpanet master start --peers {place.ip}"
+    )
+    return 0
+
+
+def require_lost(settings: Settings, place: MemberPlace) -> None:
+    """Raise Conflict while masters that are known have a majority."""
+    known = [f"{ip}:{settings.etcd_port}" for ip in met_masters(settings)]
+    clients = dict.fromkeys([place.client, *read_state(place.state_path).peers, *known])
+    living = [client.rpartition(":")[0] for client in clients if has_leader(client)]
+    if living:
+        raise Conflict(
+            f"the masters have a majority ({', '.join(living)}): there is nothing to recover; "
+            "to go back to a backup, first stop them all: arpanet master stop"
+        )
 
 
 def forget_host(mesh: Mesh, name: str, volumes: bool) -> None:
@@ -10514,6 +11121,10 @@ VERBS = {
     ("master", "start"): "Start a master: an etcd member and the Docker API",
     ("master", "stop"): "Stop this machine's master; it stays a member",
     ("master", "status"): "Show masters and hosts; exit code 0 when all are well",
+    ("master", "leave"): "Take this machine's master away for good",
+    ("master", "remove"): "Take a dead master off the list for good",
+    ("master", "backup"): "Save all that the masters know in a file",
+    ("master", "recover"): "Begin again when most masters are lost for good",
     ("slave", "start"): "Put this machine's Docker Engine on the network",
     ("slave", "stop"): "Stop this machine's slave; its containers run on",
     ("slave", "status"): "Show what this machine's slave does",
@@ -10536,6 +11147,30 @@ ROLES = {
     "client": "Run a local Docker endpoint that finds a living master",
     "host": "Show the hosts, and say which of them take containers",
     "image": "Put images where they will be needed",
+}
+TOLD = {
+    ("master", "leave"): """\
+It is stopped, and the others go on without it; no command of theirs fails. Its data is kept as
+etcd.old in its state directory. The last master cannot leave. Where systemd starts it, type too:
+systemctl disable arpanet-master. To come back: arpanet master start --peers ADDRESS.
+""",
+    ("master", "remove"): """\
+Type it on any living master. A master that lives is told to leave on its own machine:
+arpanet master leave. One that is only down for a while needs neither: start it again.
+To replace a machine: remove the old one, then on the new one: arpanet master start --peers ADDRESS.
+""",
+    ("master", "backup"): """\
+The file is a snapshot of etcd: names, links, volumes' hosts, networks; neither containers nor the
+contents of volumes. It is written whole or not at all, and only root may read it.
+Needs etcdctl. The way back: arpanet master recover --from FILE.
+""",
+    ("master", "recover"): """\
+With three masters, two of which are lost for good, the third has all the data and no majority.
+This makes it the only one; then start it, and start new ones with --peers. What only the lost ones
+knew is lost. Where no master's data is left: --from FILE, with what arpanet master backup saved.
+Refused while a majority answers. Be sure that the others are not merely cut off: they would go on.
+What was here is kept as etcd.old in the state directory.
+""",
 }
 EXAMPLES = """\
 the first three commands:
@@ -10565,7 +11200,14 @@ def build_parser() -> argparse.ArgumentParser:
         )
         for (owner, verb), words in VERBS.items():
             if owner == role:
-                add_flags(verbs.add_parser(verb, help=words, description=words), role, verb)
+                parser_of_verb = verbs.add_parser(
+                    verb,
+                    help=words,
+                    description=words,
+                    epilog=TOLD.get((role, verb)),
+                    formatter_class=argparse.RawDescriptionHelpFormatter,
+                )
+                add_flags(parser_of_verb, role, verb)
     words = "Run the docker client against a living master"
     docker = roles.add_parser("docker", help=words, description=words)
     explain = "Show where docker run would put a container, and why"
@@ -10592,7 +11234,8 @@ def add_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
     """Add the flags of a verb: its own, and the settings that it reads."""
     add_own_flags(parser, role, verb)
     for row in SETTINGS:
-        if READS.get(role, role) in row.roles and (verb == "start" or row.name in ASKED):
+        asked = row.name in ASKED or (row.name in RUNNING and verb in ("leave", "recover"))
+        if READS.get(role, role) in row.roles and (verb == "start" or asked):
             text = f"{row.help} [{row.variable}]"
             several = "append" if row.metavar.endswith(",…]") else "store"
             name = f"set_{row.name}"
@@ -10605,26 +11248,8 @@ def add_own_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None
         parser.add_argument("--foreground", action="store_true", help="Stay, as systemd wants it")
     if verb in ("status", "ls", "inspect"):
         parser.add_argument("--json", action="store_true", help="Print JSON")
-    if verb == "leave":
-        parser.add_argument(
-            "--host", default="", metavar="NAME", help="A dead host (default: this one)"
-        )
-    if verb in ("leave", "rm"):
-        parser.add_argument("--forget", action="store_true", help="Let go of its volumes too")
-    for name, words in WORDS.get((role, verb), {}).items():
-        several = "+" if name == "labels" else None
-        parser.add_argument(name, nargs=several, metavar=words, help=f"Such as {EXAMPLE[words]}")
-    if verb == "spread":
-        parser.add_argument("--to", default="", metavar="KEY==VALUE", help="Only to such hosts")
-
-
-EXAMPLE = {"HOST": "h2", "KEY=VALUE": "zone=b, or zone- to take it away", "IMAGE": "redis:7"}
-WORDS: Mapping[tuple[str, str], Mapping[str, str]] = {
-    **{("host", verb): {"name": "HOST"} for verb in ("inspect", "rm", *ORDERS)},
-    ("host", "label"): {"name": "HOST", "labels": "KEY=VALUE"},
-    ("image", "spread"): {"image": "IMAGE"},
-}
-READS = {"docker": "client", "place": "client", "image": "client", "host": "slave"}
+    for name, options in OWN_FLAGS.get((role, verb), {}).items():
+        parser.add_argument(name, **options)
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -10647,6 +11272,46 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 ASKED = ("ip", "masters", "hostname", "api_port", "agent_port", "etcd_port", "run_dir", "state_dir")
+RUNNING = ("etcd_peer_port", "log_dir")  # what it also takes to start etcd
+READS = {  # whose settings a command reads that is none of a role
+    "docker": "client",
+    "doctor": "master",
+    "host": "slave",
+    "image": "client",
+    "place": "client",
+}
+A_HOST: Mapping[str, Any] = {"name": {"metavar": "HOST", "help": "Such as h2"}}
+FORGET: Mapping[str, Any] = {
+    "--forget": {"action": "store_true", "help": "Let go of its volumes too"}
+}
+OWN_FLAGS: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]] = {
+    ("slave", "leave"): {
+        "--host": {"default": "", "metavar": "NAME", "help": "A dead host (default: this one)"},
+        **FORGET,
+    },
+    ("master", "remove"): {"name": {"metavar": "HOST", "help": "Its name or address"}},
+    ("master", "backup"): {
+        "file": {"metavar": "FILE", "help": "The file to write"},
+        "--overwrite": {"action": "store_true", "help": "Replace the file if it is there"},
+    },
+    ("master", "recover"): {
+        "--from": {"dest": "snapshot", "default": "", "metavar": "FILE", "help": "A backup"}
+    },
+    **{("host", verb): A_HOST for verb in ("inspect", *ORDERS)},
+    ("host", "rm"): {**A_HOST, **FORGET},
+    ("host", "label"): {
+        **A_HOST,
+        "labels": {
+            "metavar": "KEY=VALUE",
+            "nargs": "+",
+            "help": "Such as zone=b, or zone- to take it away",
+        },
+    },
+    ("image", "spread"): {
+        "image": {"metavar": "IMAGE", "help": "Such as redis:7"},
+        "--to": {"default": "", "metavar": "KEY==VALUE", "help": "Only to such hosts"},
+    },
+}
 
 
 def run_command(
@@ -10664,8 +11329,15 @@ def run_command(
         return start_role(options.role, settings, options.foreground)
     if options.verb == "stop":
         return stop_role(options.role, settings)
-    if options.verb == "leave":
-        return leave_network(settings, options.host, options.forget)
+    actions: dict[tuple[str, str], Callable[[], int]] = {
+        ("slave", "leave"): lambda: leave_network(settings, options.host, options.forget),
+        ("master", "leave"): lambda: leave_masters(settings),
+        ("master", "remove"): lambda: remove_master(settings, options.name),
+        ("master", "backup"): lambda: back_up(settings, options.file, options.overwrite),
+        ("master", "recover"): lambda: recover(settings, options.snapshot),
+    }
+    if (options.role, options.verb) in actions:
+        return actions[options.role, options.verb]()
     show = {"master": show_master, "slave": show_slave, "client": show_client}[options.role]
     return show(settings, options.json)
 
@@ -10696,7 +11368,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             environment,
             read_env_file(),
             socket.gethostname(),
-            {"docker": "client", "doctor": "master"}.get(options.role, options.role),
             READS.get(options.role, options.role),
         )
         return run_command(options, settings, environment)

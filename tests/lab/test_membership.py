@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -118,10 +119,9 @@ def test_masters_start_again_in_any_order_and_with_any_peers(trio: list[Machine]
 
 
 def test_a_killed_etcd_is_started_again(trio: list[Machine]) -> None:
-    child = trio[0].etcd._child
-    assert child
-    child.kill()
-    child.wait()
+    child = trio[0].etcd.child
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait(5)
     assert trio[0].etcd.step().endswith("starting it again")
     assert not trio[0].etcd.ready
     until("back", trio[0].is_ready, 20)
@@ -158,8 +158,7 @@ def test_a_master_removed_while_away_joins_again(trio: list[Machine]) -> None:
 
 def test_a_second_start_names_who_has_the_port(trio: list[Machine], tmp_path: Path) -> None:
     again = Machine(1, tmp_path)
-    child = trio[0].etcd._child
-    assert child
+    child = trio[0].etcd.child
     with pytest.raises(
         Conflict, match=rf"port 23790 on 127.20.1.1 is in use by etcd \(pid {child.pid}\)"
     ):
@@ -261,7 +260,6 @@ def test_masters_leave_until_the_last_which_keeps_its_data(tmp_path: Path) -> No
         assert not first.place.has_data() and not first.place.state_path.exists()
         assert not second.etcd.leave()
         assert second.place.has_data()
-        assert "the last master" in second.said[-1]
     finally:
         first.etcd.stop()
         second.etcd.stop()

@@ -19,7 +19,9 @@ from conftest import until
 import arpanet
 from arpanet import SETTINGS, build_parser, main
 
-VERBS = {"Give", "Keep", "Let", "Offer", "Put", "Run", "Show", "Start", "Stop", "Take"}
+VERBS = {
+    "Begin", "Give", "Keep", "Let", "Offer", "Put", "Run", "Save", "Show", "Start", "Stop", "Take",
+}  # fmt: skip
 
 
 def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -122,6 +124,7 @@ def test_there_are_the_subcommands_that_the_readme_tells() -> None:
         "arpanet image spread",
         *(f"arpanet host {verb}"
           for verb in ("ls", "inspect", "drain", "cordon", "undrain", "label", "rm")),
+        *(f"arpanet master {verb}" for verb in ("leave", "remove", "backup", "recover")),
     }  # fmt: skip
 
 
@@ -325,11 +328,11 @@ def completion(shell: str) -> str:
 
 
 COMPLETIONS = [
-    ("", "master slave client docker doctor help completion"),
+    ("", "master slave client host image docker place doctor help completion"),
     ("ma", "master"),
     ("master st", "start stop status"),
     ("master start --pe", "--peers"),
-    ("master start --peers boot --etcd-", "--etcd-port --etcd-peer-port"),
+    ("master start --peers boot --etcd-p", "--etcd-port --etcd-peer-port"),
     ("help vol", "volumes"),
     ("completion z", "zsh"),
     ("nothing x", ""),

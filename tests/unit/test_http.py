@@ -490,11 +490,11 @@ def test_a_client_that_only_a_failed_write_tells_of_takes_its_streams_with_it() 
             assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
         with engine:
             engine.settimeout(0.05)
-            event = b'e\r\n{"timeNano":1}\n\r\n'
+            numbers = itertools.count(1000)
 
             def ended() -> bool:
                 try:
-                    engine.sendall(event)
+                    engine.sendall(b'12\r\n{"timeNano":%d}\n\r\n' % next(numbers))
                     return engine.recv(1) == b""
                 except TimeoutError:
                     return False

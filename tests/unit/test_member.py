@@ -95,15 +95,21 @@ def test_a_machine_without_data_joins(
 @pytest.mark.parametrize(
     ("members", "answering", "leader", "step"),
     [
-        ([2, 3], [2, 3], 2, LeaveStep("gone")),
-        ([1], [], 1, LeaveStep("last")),
-        ([1, 2, 3], [2, 3], 1, LeaveStep("transfer", 2)),
-        ([1, 2, 3], [2, 3], 3, LeaveStep("remove-self", 2)),
-        ([1, 2, 3], [3], 3, LeaveStep("remove-dead", 2)),
-        ([1, 2, 3], [], 0, LeaveStep("remove-dead", 2)),
-        ([1, 2], [2], 2, LeaveStep("remove-self", 2)),
-        ([1, 2, 3, 4], [3, 4], 3, LeaveStep("remove-self", 3)),
-        ([1, 2, 3, 4, 5], [4, 5], 4, LeaveStep("remove-dead", 2)),
+        ([2, 3], [1, 2, 3], 2, LeaveStep("gone")),
+        ([1], [1], 1, LeaveStep("last")),
+        ([1, 2, 3], [1, 2, 3], 1, LeaveStep("transfer", 2)),
+        ([1, 2, 3], [1, 2, 3], 3, LeaveStep("remove-self", 2)),
+        ([1, 2, 3], [1, 3], 3, LeaveStep("remove-dead", 2)),
+        ([1, 2, 3], [1], 0, LeaveStep("remove-dead", 2)),
+        ([1, 2], [1, 2], 2, LeaveStep("remove-self", 2)),
+        ([1, 2, 3, 4], [1, 3, 4], 3, LeaveStep("remove-self", 3)),
+        ([1, 2, 3, 4, 5], [1, 4, 5], 4, LeaveStep("remove-dead", 2)),
+        # stopped: the others can do it alone, or not
+        ([1, 2, 3], [2, 3], 1, LeaveStep("remove-self", 2)),
+        ([1, 2], [2], 2, LeaveStep("start")),
+        ([1, 2, 3], [3], 0, LeaveStep("start")),
+        ([1, 2, 3, 4, 5], [3, 4, 5], 3, LeaveStep("remove-self", 3)),
+        ([1], [], 0, LeaveStep("last")),
     ],
 )
 def test_a_leaving_master_leaves_a_majority(

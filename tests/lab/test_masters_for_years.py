@@ -1,0 +1,323 @@
+"""Masters come, leave, are lost and recovered, run full, and the arpanet stays what it was."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import HOSTS, docker, eventually, output, start_all
+from lab import Host, Lab
+from test_losing_a_master import Work, kill_master, master_pid, wait_well
+
+STATE = "/var/lib/arpanet"
+BACKUP = f"{STATE}/backup"
+QUOTA_MB = 32
+
+
+@pytest.fixture(scope="module")
+def net(lab: Lab) -> Lab:
+    """Return the lab with masters whose etcd is full soon, and slaves."""
+    for host in lab.hosts:
+        host.path("/etc/arpanet/arpanet.env").write_text(f"ARPANET_ETCD_QUOTA_MB={QUOTA_MB}\n")
+    start_all(lab)
+    return lab
+
+
+@pytest.fixture(autouse=True)
+def healthy(net: Lab) -> Iterator[None]:
+    """Begin and end each test with three masters, three hosts and no container."""
+    for host in net.hosts:
+        if not master_pid(host):
+            others = ",".join(other.ip for other in net.hosts if other is not host)
+            host.run(["arpanet", "master", "start", "--peers", others])
+    wait_well(net)
+    eventually("all know all masters", lambda: assert_all_known(net))
+    yield
+    if ids := output(net, "ps", "-aq", via="h2").split():
+        docker(net, "rm", "-f", *ids, via="h2")
+
+
+def assert_all_known(net: Lab) -> None:
+    """Check that each machine knows where to look when two masters are lost."""
+    for host in net.hosts:
+        assert len(json.loads(host.path(f"{STATE}/masters.json").read_text())) == len(HOSTS)
+
+
+def master(host: Host, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Type `arpanet master ...` on a host."""
+    done: subprocess.CompletedProcess[str] = host.run(["arpanet", "master", *words], **options)
+    return done
+
+
+def refuse(host: Host, *words: str, code: int, said: str) -> None:
+    """Check that a command ends with that code and one sentence that fits said."""
+    done = master(host, *words, check=False)
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert re.search(said, line), line
+
+
+def report(host: Host) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(master(host, "status", "--json", check=False).stdout)
+    return found
+
+
+def masters(host: Host) -> set[str]:
+    """Return the masters that a host's master knows of."""
+    return {row["name"] for row in report(host)["masters"]}
+
+
+def forget_all(host: Host, *files: str) -> None:
+    """Lose a master's disk, or some files on it."""
+    paths = [f"{STATE}/{name}" for name in files or ("etcd", "etcd.old", "master.json")]
+    host.run(["rm", "-rf", *paths])
+
+
+def test_a_master_leaves_and_comes_back_while_others_work(net: Lab) -> None:
+    with Work(net, ("h1", "h3")) as work:
+        done = master(net["h2"], "leave")
+        assert "master h2 has left; masters now: h1, h3; with fewer than three" in done.stdout
+        assert net["h2"].pids("etcd") == []
+        assert masters(net["h1"]) == {"h1", "h3"}
+        work.wait_more(2)
+        refuse(net["h2"], "leave", code=1, said="no data of a master.*remove h2")
+        master(net["h2"], "start", "--peers", net["h3"].ip)
+        work.wait_more(1)
+    work.check()
+
+
+def test_masters_leave_until_the_last_and_two_join_it_at_once(net: Lab) -> None:
+    with Work(net, ("h2",)) as work:
+        master(net["h1"], "leave")
+        master(net["h3"], "stop")  # one that does not run can leave too
+        master(net["h3"], "leave")
+        assert masters(net["h2"]) == {"h2"}
+        work.wait_more(1)
+        refuse(net["h2"], "leave", code=1, said="the last master, .*/etcd. stays .*--peers")
+        starts = [
+            net[name].popen(["arpanet", "master", "start", "--peers", net["h2"].ip])
+            for name in ("h1", "h3")
+        ]
+        assert [start.wait(90) for start in starts] == [0, 0]
+        assert masters(net["h1"]) == set(HOSTS)
+        work.wait_more(1)
+    work.check()
+
+
+def test_only_a_dead_master_is_removed_and_its_machine_joins_again_without_its_disk(
+    net: Lab,
+) -> None:
+    refuse(net["h1"], "remove", "h3", code=1, said="h3 lives.*on it: arpanet master leave")
+    refuse(net["h1"], "remove", "h9", code=1, said="no master h9; there are: h1, h2, h3")
+    with Work(net, ("h1", "h2")) as work:
+        kill_master(net["h3"])
+
+        def is_removed() -> None:  # its lease runs for another 10 s
+            master(net["h1"], "remove", "h3")
+
+        eventually("h3 is removed", is_removed)
+        assert masters(net["h2"]) == {"h1", "h2"}
+        forget_all(net["h3"], "etcd")
+        said = f"belonged to the arpanet of .*{net['h1'].ip}.*its data is gone; try: arpanet master"
+        done = master(net["h3"], "start", "--peers", "boot", check=False)
+        assert done.returncode == 1
+        assert re.search(said + "|an arpanet answers at", done.stderr), done.stderr
+        master(net["h3"], "start", "--peers", net["h1"].ip)
+        work.wait_more(1)
+    work.check()
+
+
+def test_a_second_arpanet_by_mistake_is_refused_or_said_when_they_meet(net: Lab) -> None:
+    master(net["h3"], "leave")
+    before = net["h3"].run(["cat", f"{STATE}/masters.json"]).stdout
+    said = f"an arpanet answers at {net['h1'].ip}; to join it: .*--peers {net['h1'].ip}"
+    env = {"ARPANET_MASTERS": net["h1"].ip}
+    done = master(net["h3"], "start", "--peers", "boot", env=env, check=False)
+    assert done.returncode == 1
+    assert re.search(said, done.stderr), done.stderr
+    forget_all(net["h3"], "masters.json")
+    net["h3"].run(["arpanet", "slave", "stop"])
+    master(net["h3"], "start", "--peers", "boot")  # it cannot know
+    try:
+        both = {"ARPANET_MASTERS": f"{net['h1'].ip},{net['h3'].ip}"}
+        done = master(net["h1"], "status", env=both, check=False)
+        assert done.returncode == 1
+        assert f"the master at {net['h3'].ip} is of another arpanet" in done.stderr
+        net.client.run(["arpanet", "client", "start"], env=both)
+        words = ["docker", "-H", "unix:///run/arpanet/docker.sock", "info", "-f", "{{.Name}}"]
+        assert net.client.run(words).stdout
+        log = net.client.path("/var/log/arpanet/client.log").read_text()
+        assert f"the master at {net['h3'].ip}:8791 is of another arpanet" in log
+    finally:
+        net.client.run(["arpanet", "client", "stop"])
+        master(net["h3"], "stop")
+        forget_all(net["h3"])
+        net["h3"].path(f"{STATE}/masters.json").write_text(before)
+        net["h3"].run(["arpanet", "slave", "start"])
+
+
+def make_things(net: Lab) -> list[str]:
+    """Make a container on each host, a link and a volume; return what docker ps says of them."""
+    docker(net, "run", "-d", "--name", "web1", "-v", "kept:/kept", "web", via="h2")
+    docker(net, "run", "-d", "--name", "web2", "--link", "web1:web", "web", via="h3")
+    docker(net, "run", "-d", "--name", "web3", "web")
+    return listed(net, "h3")
+
+
+def listed(net: Lab, via: str) -> list[str]:
+    words = ["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.State}}"]
+    return sorted(output(net, *words, via=via).splitlines())
+
+
+def assert_all_there(net: Lab, things: list[str], via: str) -> None:
+    """Check names, containers, link and volume, through the one master that there is."""
+
+    def is_listed() -> None:
+        assert listed(net, via) == things
+
+    eventually("all containers are listed", is_listed)
+
+    def is_linked() -> None:
+        words = ["exec", "web2", "wget", "-qO-", "http://web:8000/"]
+        assert output(net, *words, via=via) == "hello from the lab"
+
+    eventually("the link works", is_linked)
+    done = docker(net, "create", "--name", "web1", "web", via=via, check=False)
+    assert 'name "/web1" is already in use' in done.stderr
+    host = next(line for line in things if "web1@" in line).split()[1].partition("@")[2]
+    words = ["create", "--name", "same", "-v", "kept:/kept", "web"]
+    eventually("the volume's host can be reached", lambda: docker(net, *words, via=via))
+    assert f"same@{host}" in output(net, "ps", "-a", "--format", "{{.Names}}", via=via)
+    docker(net, "rm", "same", via=via)
+
+
+def test_the_last_of_three_masters_goes_on_alone_and_the_others_join_it(net: Lab) -> None:
+    things = make_things(net)
+    refuse(net["h3"], "recover", code=1, said="have a majority .*nothing to recover")
+    for name in ("h1", "h2"):
+        kill_master(net[name])
+
+    def has_no_majority() -> None:
+        done = master(net["h3"], "status", check=False)
+        assert "no majority (h1, h2 do not answer); start them: " in done.stderr, done.stderr
+        assert "arpanet master recover" in done.stderr
+
+    eventually("h3 says what to do", has_no_majority)
+    refuse(net["h3"], "leave", code=3, said="no majority .h1, h2 do not answer")
+    refuse(net["h3"], "remove", "h1", code=3, said="no majority .h1, h2 do not answer")
+    assert "h3 is the only master now" in master(net["h3"], "recover").stdout
+    master(net["h3"], "start")
+    assert masters(net["h3"]) == {"h3"}
+    assert_all_there(net, things, "h3")
+    for name in ("h1", "h2"):  # with their old data, of which they must let go
+        master(net[name], "start")
+    assert masters(net["h3"]) == set(HOSTS)
+    wait_well(net)
+    assert [listed(net, via) for via in HOSTS] == [things] * 3
+
+
+def test_all_masters_are_lost_and_one_begins_again_with_a_backup(net: Lab) -> None:
+    things = make_things(net)
+    said = master(net["h2"], "backup", BACKUP).stdout
+    assert re.fullmatch(rf"saved revision \d+ \(\d+ keys, \d+ bytes\) in {BACKUP}\n", said)
+    saved = net["h2"].path(BACKUP)
+    assert saved.stat().st_mode & 0o777 == 0o600
+    content = saved.read_bytes()
+    refuse(net["h2"], "backup", BACKUP, code=1, said="is there already; .*--overwrite")
+    master(net["h2"], "backup", "--overwrite", BACKUP)
+    refuse(net["h2"], "backup", "/nowhere/x", code=2, said="cannot write /nowhere/x: No such file")
+    assert not net["h2"].path(f"{BACKUP}.new").exists()
+    net["h2"].path(f"{BACKUP}.bad").write_bytes(content[:-100])
+    docker(net, "run", "-d", "--name", "later", "web")
+    things = listed(net, "h1")  # later is not in the backup: its slave tells it anew
+    refuse(
+        net["h2"], "recover", "--from", BACKUP, code=1, said="stop them all: arpanet master stop"
+    )
+    for host in net.hosts:
+        kill_master(host)
+        forget_all(host)
+    refuse(net["h2"], "recover", code=1, said="no data of a master to recover.*--from FILE")
+    refuse(net["h2"], "recover", "--from", "/x", code=1, said="there is no file /x")
+    refuse(net["h2"], "recover", "--from", f"{BACKUP}.bad", code=1, said="etcdctl .* failed: ")
+    master(net["h2"], "recover", "--from", BACKUP)
+    master(net["h2"], "start")
+    assert_all_there(net, things, "h2")  # the slaves notice by themselves
+    for name in ("h1", "h3"):
+        master(net[name], "start", "--peers", net["h2"].ip)
+    wait_well(net)
+    assert [listed(net, via) for via in HOSTS] == [things] * 3
+
+
+def put(host: Host, key: str, size_kb: int) -> str:
+    """Write a key straight into etcd; return what etcdctl says when it fails."""
+    command = f"head -c {size_kb}k /dev/zero | tr '\\0' x | etcdctl put {key}"
+    return host.run(["sh", "-c", command], env={"ETCDCTL_API": "3"}, check=False).stderr
+
+
+def test_a_full_etcd_refuses_changes_with_words_and_heals_once_there_is_room(net: Lab) -> None:
+    docker(net, "run", "-d", "--name", "before", "web")
+    said = [put(net["h1"], f"junk{number}", 1000) for number in range(QUOTA_MB + 2)]
+    assert "database space exceeded" in said[-1]
+    done = docker(net, "run", "-d", "--name", "late", "web", via="h2", check=False)
+    assert done.returncode == 125
+    assert re.search("etcd is full and refuses changes; .*--etcd-quota-mb", done.stderr), (
+        done.stderr
+    )
+    assert "before@" in output(net, "ps", "--format", "{{.Names}}", via="h3")
+    done = master(net["h2"], "status", check=False)
+    assert done.returncode == 1
+    assert re.search(r"(?m)^h\d .* full ", done.stdout), done.stdout
+    assert re.search("etcd on h. is full and refuses changes; .*--etcd-quota-mb", done.stderr)
+    net["h1"].run(["etcdctl", "del", "--prefix", "junk"], env={"ETCDCTL_API": "3"})
+
+    def has_room() -> None:
+        rows = report(net["h1"])["masters"]
+        assert [row["alarms"] for row in rows] == [[]] * 3, rows
+        docker(net, "run", "-d", "--name", "late", "web", via="h2")
+
+    eventually("there is room again", has_room, 60)
+    wait_well(net)
+
+
+def test_a_full_disk_stops_one_master_alone_and_heals_once_there_is_room(net: Lab) -> None:
+    host = net["h3"]
+    master(host, "leave")
+    host.run(["mount", "-t", "tmpfs", "-o", "size=200m", "none", "/mnt"])
+    env = {"ARPANET_STATE_DIR": "/mnt/state", "ARPANET_LOG_DIR": "/mnt/log"}
+    try:
+        master(host, "start", "--peers", net["h1"].ip, env=env)
+        with Work(net, ("h1", "h2")) as work:
+            host.run(["dd", "if=/dev/zero", "of=/mnt/fill", "bs=64k"], check=False)
+            (old,) = host.pids("etcd")
+            for number in range(6):
+                put(net["h1"], f"fill{number}", 1000)
+            eventually("etcd has ended", lambda: assert_not_among(old, host.pids("etcd")), 20)
+            work.wait_more(2)
+            assert master_pid(host)
+            host.run(["rm", "/mnt/fill"])
+            eventually("h3 is well", lambda: assert_well(net["h1"]), 90)
+        work.check()
+        master(host, "leave", env=env)
+        host.run(["dd", "if=/dev/zero", "of=/mnt/fill", "bs=64k"], check=False)
+        done = master(host, "start", "--peers", net["h1"].ip, env=env, check=False)
+        assert done.returncode == 1
+        assert "o space left on device" in done.stderr.splitlines()[-1], done.stderr
+        faults = "grep -E 'Traceback|internal error' /mnt/log/master.log"
+        assert host.run(["sh", "-c", faults], check=False).stdout == ""
+    finally:
+        net["h1"].run(["etcdctl", "del", "--prefix", "fill"], env={"ETCDCTL_API": "3"})
+        master(host, "stop", env=env)
+        host.run(["umount", "-l", "/mnt"])
+
+
+def assert_not_among(pid: int, pids: list[int]) -> None:
+    assert pid not in pids
+
+
+def assert_well(host: Host) -> None:
+    assert all(row["answers"] for row in report(host)["masters"])
