@@ -6576,31 +6576,62 @@ def join_networks(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 STANDARD_NETWORKS = ("bridge", "host", "none")
 
 
+def with_hosts(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the things that hosts have by one name, by NAME@HOST when there are several."""
+    suffixes = [f"@{host}" for host in found] if len(found) > 1 else [""]
+    things = zip(suffixes, found.values(), strict=True)
+    return [dict(thing, Name=thing["Name"] + suffix) for suffix, thing in things]
+
+
 def get_networks(call: Call) -> Reply:
     view = call.view_for_read()
     answers = require_answers(ask_hosts(view, "GET", call.target()))
-    shared: dict[str, list[dict[str, Any]]] = {}
-    for listed in answers.values():
+    shared: dict[str, dict[str, dict[str, Any]]] = {}
+    for host, listed in answers.items():
         for network in listed:
-            name = network["Name"]
-            everywhere = name in STANDARD_NETWORKS or name in view.networks
-            shared.setdefault(name if everywhere else network["Id"], []).append(network)
-    return json_reply([join_networks(found) for found in shared.values()])
+            shared.setdefault(network["Name"], {})[host] = network
+    joined: list[dict[str, Any]] = []
+    for name, found in shared.items():
+        everywhere = name in STANDARD_NETWORKS or name in view.networks
+        joined += [join_networks([*found.values()])] if everywhere else with_hosts(found)
+    return json_reply(joined)
 
 
-def find_network(call: Call, view: View) -> str:
-    """Return the name of the network of the path, which is a name, an id or a prefix of one."""
+class NetworkPlace(NamedTuple):
+    """A network's name, and a view of the hosts where it is the one that is meant."""
+
+    name: str
+    view: View
+
+
+def find_network(call: Call, view: View) -> NetworkPlace:
+    """Return the network of the path: a name, NAME@HOST, an id or a prefix of one.
+
+    Raises BadRequest in the engine's words for a name that hosts have by chance.
+    """
     reference = call.params["network"]
+    name, _, host = reference.rpartition("@")
     if reference in view.networks or reference in STANDARD_NETWORKS:
-        return reference
+        return NetworkPlace(reference, view)
+    if host in view.hosts and name:
+        return NetworkPlace(name, view.narrowed([host]))
     path = f"/networks/{urllib.parse.quote(reference, safe='')}"
-    return str(first_answer(view, path)["Name"])
+    first = first_answer(view, path)
+    if first["Name"] in view.networks or first["Name"] in STANDARD_NETWORKS:
+        return NetworkPlace(first["Name"], view)
+    found = good_answers(ask_hosts(view, "GET", path))
+    if len({network["Id"] for network in found.values()}) > 1:
+        told = ", ".join(f"{reference}@{host}" for host in found)
+        raise BadRequest(
+            f"network {reference} is ambiguous ({len(found)} matches found on name): say {told}"
+        )
+    return NetworkPlace(first["Name"], view.narrowed(found))
 
 
 def inspect_network(call: Call) -> Reply:
-    view = call.view_for_read()
-    target = call.target(network=find_network(call, view))
-    return json_reply(join_networks([*require_answers(ask_hosts(view, "GET", target)).values()]))
+    name, view = find_network(call, call.view_for_read())
+    found = require_answers(ask_hosts(view, "GET", call.target(network=name)))
+    return json_reply(join_networks([*found.values()]))
 
 
 def create_network(call: Call) -> Reply:
@@ -6628,8 +6659,7 @@ def create_network(call: Call) -> Reply:
 
 
 def remove_network(call: Call) -> Reply:
-    view = call.view_for_change()
-    name = find_network(call, view)
+    name, view = find_network(call, call.view_for_change())
     users = {c.host for c in view.containers.values() if name in c.networks}
     change_in_turn(view, users, "DELETE", call.target(network=name))
     call.node.mesh.delete(key_of("networks", name))
@@ -6652,10 +6682,13 @@ def join_network(call: Call) -> Reply:
     view = call.view_for_change()
     reference = str(body.get("Container") or "")
     if body.get("Force") and find_container(view, reference) is None:
-        change_hosts(view, "POST", call.target(network=find_network(call, view)), body)
+        name, view = find_network(call, view)
+        change_hosts(view, "POST", call.target(network=name), body)
         return Reply(200)
     container = require_container(view, reference)
-    name = find_network(call, view)
+    name, having = find_network(call, view)
+    if container.host not in having.hosts:
+        raise NotFound(f"network {call.params['network']} not found on {container.host}")
     if name in view.networks:
         claim_vip(call.node, container.name)
     target = call.target(network=name)
@@ -6692,33 +6725,51 @@ def create_volume(call: Call) -> Reply:
 
 
 def get_volumes(call: Call) -> Reply:
-    """Join the volumes of all hosts by name."""
-    joined: dict[str, Any] = {}
+    """List the volumes of all hosts; those that share a name by chance as NAME@HOST."""
+    shared: dict[str, dict[str, dict[str, Any]]] = {}
     answers = ask_hosts(call.view_for_read(), "GET", call.target())
     for host, answer in require_answers(answers).items():
         for volume in answer.get("Volumes") or ():
-            joined.setdefault(volume["Name"], dict(volume, Host=host))
-    return json_reply({"Volumes": list(joined.values()), "Warnings": None})
+            shared.setdefault(volume["Name"], {})[host] = dict(volume, Host=host)
+    volumes = [volume for found in shared.values() for volume in with_hosts(found)]
+    return json_reply({"Volumes": volumes, "Warnings": None})
+
+
+class VolumePlace(NamedTuple):
+    """A volume's name, and the hosts that may have it."""
+
+    name: str
+    hosts: list[str]
+
+
+def find_volume(call: Call, view: View) -> VolumePlace:
+    """Return where the volume of the path is: NAME@HOST, or a name that may be pinned to a host."""
+    name, _, host = call.params["volume"].partition("@")
+    if host and host not in view.hosts:
+        raise NotFound(f"get {call.params['volume']}: no such volume")
+    pin = view.volumes.get(name)
+    living = [h.name for h in view.living_hosts()]
+    return VolumePlace(name, [host] if host else [pin.host] if pin else living)
 
 
 def inspect_volume(call: Call) -> Reply:
-    pin = call.view_for_read().volumes.get(call.params["volume"])
-    if pin:
-        engine = call.node.require_engine(call.node.view, pin.host)
-        return Reply(engine=call.send(engine, call.target()))
-    return json_reply(first_answer(call.view_for_read(), call.target()))
+    view = call.view_for_read()
+    name, hosts = find_volume(call, view)
+    if len(hosts) != 1:
+        return json_reply(first_answer(view, call.target()))
+    volume = call.node.require_engine(view, hosts[0]).fetch("GET", call.target(volume=name))
+    return json_reply(dict(volume, Name=call.params["volume"]))
 
 
 def remove_volume(call: Call) -> Reply:
     """Remove a volume where it is, then the pin that kept its containers there."""
     view = call.view_for_change()
-    name = call.params["volume"]
-    hosts = (
-        [view.volumes[name].host] if name in view.volumes else [h.name for h in view.living_hosts()]
-    )
-    replies = [call.send(call.node.require_engine(view, h), call.target()) for h in hosts]
+    name, hosts = find_volume(call, view)
+    target = call.target(volume=name)
+    replies = [call.send(call.node.require_engine(view, h), target) for h in hosts]
     well = [r for r in replies if r.status < 400]
-    if well or all(r.status == 404 for r in replies):
+    pinned = view.volumes[name].host if name in view.volumes else ""
+    if (well or all(r.status == 404 for r in replies)) and pinned in hosts:
         call.node.mesh.delete(key_of("volumes", name))
     for other in (r for r in replies if r not in (well or replies)[:1]):
         other.close()

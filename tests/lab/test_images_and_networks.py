@@ -325,3 +325,32 @@ def test_a_container_goes_where_its_volume_was_made(net: Lab, via: str) -> None:
     assert found == [where], "a second, empty volume"
     docker(net, "volume", "rm", name)
     assert docker(net, "volume", "inspect", name, check=False).returncode == 1
+
+
+# ---- what hosts have by one name by chance
+
+
+@pytest.mark.parametrize("kind", ["volume", "network"])
+def test_what_two_hosts_have_by_one_name_by_chance_is_told_apart_by_host(
+    net: Lab, kind: str
+) -> None:
+    for host in ("h1", "h3"):
+        engine_output(net, host, kind, "create", "--label", f"of={host}", "twin")
+    listed = output(net, kind, "ls", "--filter", "name=twin", "--format", "{{.Name}}", via="h2")
+    assert listed.split() == ["twin@h1", "twin@h3"]
+    for host in ("h1", "h3"):
+        label = output(net, kind, "inspect", "-f", "{{.Labels.of}}", f"twin@{host}", via="h2")
+        assert label == host
+    nowhere = docker(net, kind, "inspect", "twin@h2", check=False)
+    assert nowhere.returncode == 1
+    assert f"o such {kind}" in nowhere.stderr or f"{kind} twin not found" in nowhere.stderr
+    if kind == "network":
+        done = docker(net, kind, "rm", "twin", check=False)
+        assert done.returncode == 1
+        assert "network twin is ambiguous (2 matches found on name)" in done.stderr
+    docker(net, kind, "rm", "twin@h3", via="h2")
+    assert engine_output(net, "h3", kind, "ls", "-q", "-f", "name=twin") == ""
+    listed = output(net, kind, "ls", "--filter", "name=twin", "--format", "{{.Name}}")
+    assert listed == "twin"
+    docker(net, kind, "rm", "twin", via="h3")
+    assert engine_output(net, "h1", kind, "ls", "-q", "-f", "name=twin") == ""
