@@ -484,7 +484,7 @@ def test_a_stream_of_events_goes_on_with_hosts_that_come_back(net: Lab) -> None:
     net["h3"].run(["arpanet", "slave", "start"])
     make("after")
     read_until("start", "after@h3")
-    watcher.kill()
+    watcher.terminate()
     watcher.communicate()
     told = [line[1:] for line in seen if line[2].endswith("@h3")]
     names = ("before@h3", "away@h3", "after@h3")
