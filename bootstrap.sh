@@ -229,17 +229,17 @@ list_packages() {
     packages='' brings_etcd=0
     python_has json || need python3 python3
     [ -z "$checkout" ] || python_has 'ensurepip, venv' || need python3-venv python3
-    have dockerd || need docker.io 'moby-engine|docker-ce|docker'
+    [ "$role" = master ] || have dockerd || need docker.io 'moby-engine|docker-ce|docker'
     # Debian's etcd package starts an etcd of its own on 2379; one that we bring is switched off
     [ "$role" = slave ] || have etcd || { brings_etcd=1; need etcd-server etcd; }
     [ "$role" = slave ] || have etcdctl || need etcd-client etcd
     have ip || need iproute2 iproute
-    have iptables || need iptables 'iptables-nft|iptables'
+    [ "$role" = master ] || have iptables || need iptables 'iptables-nft|iptables'
     have setpriv || need util-linux util-linux
     [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -d /etc/pki/tls/certs ] || need ca-certificates ca-certificates
     # without its parser dockerd starts no container on a kernel with AppArmor
     [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" != Y ] || have apparmor_parser ||
-        [ "$family" = dnf ] || need apparmor ''
+        [ "$family" = dnf ] || [ "$role" = master ] || need apparmor ''
     packages=$(echo "$packages" | tr ' ' '\n' | awk 'NF && !seen[$1]++' | tr '\n' ' ')
     packages=${packages% }
 }
@@ -328,7 +328,7 @@ apt() {
 prepare_apt() {
     apt update || warn "apt-get update failed, going on with what it knew: $(tail -1 "$tmp/packages.log")"
     # in Debian 13 the docker command is a package of its own
-    have docker || ! quietly apt-cache show docker-cli || packages="$packages docker-cli"
+    [ "$role" = master ] || have docker || ! quietly apt-cache show docker-cli || packages="$packages docker-cli"
 }
 
 install() {
@@ -341,7 +341,7 @@ install() {
 # Chooses, of the names between |, the first that dnf knows; what it does not know at all is said before anything changes.
 prepare_dnf() {
     chosen='' unknown=''
-    have docker || ! knows docker-cli || chosen=docker-cli
+    [ "$role" = master ] || have docker || ! knows docker-cli || chosen=docker-cli
     for names in $packages; do
         found=
         for name in $(echo "$names" | tr '|' ' '); do
@@ -514,7 +514,7 @@ services() {
         for r in master slave; do ! wants "$r" || run systemctl enable -q "arpanet-$r.service"; done
     fi
     [ "$no_start" = 0 ] || return 0
-    start_docker
+    ! wants slave || start_docker
     for r in master slave; do ! wants "$r" || start_role "$r"; done
     ! wants master || forget_boot
 }

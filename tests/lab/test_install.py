@@ -527,6 +527,8 @@ def check_other_systems(machine: Machine, start: str) -> None:
     machine.sh("touch /tmp/etcd")
     wanted = "-y -q install python3 moby-engine etcd iproute iptables ca-certificates"
     assert wanted in machine.enter(f"{PIPED} {start}").stdout.splitlines()
+    only = machine.enter(f"{PIPED} master --peers boot").stdout.splitlines()
+    assert wanted.replace(" moby-engine", "").replace(" iptables", "") in only
     release.write_text("ID=alpine\n")
     told = machine.enter(f"{PIPED} {start}").stdout
     assert "this is alpine; install what brings these, then run this again: python3 " in told
