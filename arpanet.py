@@ -1398,35 +1398,121 @@ def key_of(table: str, *parts: str) -> str:
 
 def needs_of(row: Mapping[str, Any]) -> Needs:
     """Return what a row of containers or names says that its container takes."""
-    memory, cpus = (int(row.get(field, 0)) for field in ("memory_bytes", "nano_cpus"))
-    return Needs(memory, cpus, tuple(row.get("bindings", ())))
+    memory, cpus = (row.get(field) or 0 for field in ("memory_bytes", "nano_cpus"))
+    return Needs(memory, cpus, tuple(row.get("bindings") or ()))
 
 
-ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {  # table: what a View holds for a row
-    "hosts": lambda name, row: Host(
-        name,
-        row["ip"],
-        row["agent_port"],
-        row["machine"],
-        row["version"],
-        row["engine"],
-        row.get("labels", {}),
-    ),
-    "orders": lambda _, row: Order(row["state"], row["labels"]),
-    "alive": lambda _, row: row["machine"],
-    "masters": lambda name, row: MasterInfo(name, row["ip"], row["api_port"], row["version"]),
-    "containers": lambda name, row: container_of(
-        name.partition("/")[0], name.partition("/")[2], row
-    ),
-    "names": lambda _, row: NameEntry(
-        row["host"], row["id"], needs_of(row), row.get("revision", 0)
-    ),
-    "volumes": lambda _, row: VolumePin(row["host"], "token" not in row),
-    "networks": lambda _, row: dict(row["create"]),  # what each engine is asked to create it with
-    "images": lambda _, row: ImageEntry(row["id"], row["token"]),
-    "vips": lambda _, row: row["ip"],
-    "addresses": lambda _, row: row["name"],
+class Maybe(NamedTuple):
+    """The shape of what may also be null, or not there."""
+
+    shape: Any
+
+
+STRINGS = MappingProxyType({str: str})  # a map of texts by any name
+NEEDS = {"memory_bytes": Maybe(int), "nano_cpus": Maybe(int), "bindings": Maybe([str])}
+SHAPES: Mapping[str, Mapping[Any, Any]] = {  # of the JSON in each table, as far as it is read
+    "hosts": {
+        "ip": str,
+        "agent_port": int,
+        "machine": str,
+        "version": str,
+        "engine": {
+            **dict.fromkeys(("version", "api", "min_api", "arch", "kernel"), Maybe(str)),
+            **dict.fromkeys(("cpus", "memory_bytes"), Maybe(int)),
+            **dict.fromkeys(("labels", "resolvers"), Maybe([str])),
+            "build": Maybe(STRINGS),
+        },
+        "labels": Maybe(STRINGS),
+    },
+    "orders": {"state": str, "labels": {str: Maybe(str)}},
+    "alive": {"machine": str},
+    "masters": {"ip": str, "api_port": int, "version": str},
+    "containers": {
+        "summary": {
+            **dict.fromkeys(("Image", "ImageID"), Maybe(str)),
+            "Labels": Maybe(STRINGS),
+            "Ports": Maybe([{"PublicPort": Maybe(int), "Type": Maybe(str)}]),
+            "Mounts": Maybe([dict.fromkeys(("Name", "Source", "Destination"), Maybe(str))]),
+            "HostConfig": Maybe({"NetworkMode": Maybe(str)}),
+            "NetworkSettings": Maybe(
+                {"Networks": Maybe({str: dict.fromkeys(("IPAddress", "NetworkID"), Maybe(str))})}
+            ),
+        },
+        "name": str,
+        "state": dict.fromkeys(("Status", "StartedAt", "FinishedAt", "Health"), Maybe(str)),
+        "expose": [str],
+        "created": str,
+        "aliases": {str: [str]},
+        "calls": Maybe({str: [str]}),
+        **NEEDS,
+    },
+    "names": {"host": str, "id": str, **NEEDS},
+    "volumes": {"host": str},
+    "networks": {"create": {"Name": Maybe(str)}},
+    "images": {"id": str, "token": str},
+    "vips": {"ip": str},
+    "addresses": {"name": str},
 }
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Return whether a JSON value has a shape: a type, [shape], {name: shape} or {str: shape}."""
+    if isinstance(shape, Maybe):
+        return value is None or fits(value, shape.shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(v, shape[0]) for v in value)
+    if isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            return False
+        if str in shape:
+            return all(fits(v, shape[str]) for v in value.values())
+        return all(fits(value.get(name), part) for name, part in shape.items())
+    return isinstance(value, shape)
+
+
+def host_of(name: str, value: dict[str, Any]) -> Host:
+    """Return the host that a slave registered. Raises ValueError."""
+    engine, port = value["engine"], parse_port(str(value["agent_port"]))
+    for version in ("api", "min_api"):
+        parse_api(engine.get(version) or "1.41")
+    machine, version, labels = value["machine"], value["version"], value.get("labels") or {}
+    return Host(name, parse_ip(value["ip"]), port, machine, version, engine, labels)
+
+
+def master_of(name: str, value: dict[str, Any]) -> MasterInfo:
+    """Return a living master. Raises ValueError."""
+    port = parse_port(str(value["api_port"]))
+    return MasterInfo(name, parse_ip(value["ip"]), port, value["version"])
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """Return the host and the id in the key of a container."""
+    host, _, container_id = name.partition("/")
+    return host, container_id
+
+
+ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {
+    "hosts": host_of,
+    "orders": lambda _, value: Order(value["state"], value["labels"]),
+    "alive": lambda _, value: value["machine"],
+    "masters": master_of,
+    "containers": lambda name, value: container_of(*split_key(name), value),
+    "names": lambda _, value: NameEntry(
+        value["host"], value["id"], needs_of(value), value.get("revision", 0)
+    ),
+    "volumes": lambda _, value: VolumePin(value["host"], "token" not in value),
+    "networks": lambda _, value: dict(value["create"]),  # what each engine is asked to make
+    "images": lambda _, value: ImageEntry(value["id"], value["token"]),
+    "vips": lambda _, value: parse_ip(value["ip"]),
+    "addresses": lambda _, value: value["name"],
+}
+
+
+def row_of(table: str, name: str, value: Any) -> Any:
+    """Return the value that a View holds for a row. Raises ValueError: it is not of our making."""
+    if not fits(value, SHAPES[table]) or (table == "containers") != ("/" in name):
+        raise ValueError("a field is missing, or of another kind")
+    return ROWS[table](name, value)
 
 
 def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
@@ -1434,7 +1520,7 @@ def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
     tables: dict[str, dict[str, Any]] = {}
     for change in changes:
         table, _, name = change.key.removeprefix(PREFIX).partition("/")
-        if table not in ROWS or not name or not change.key.startswith(PREFIX):
+        if table not in SHAPES or not name or not change.key.startswith(PREFIX):
             continue
         rows = tables.setdefault(table, dict(getattr(view, table)))
         index = name.partition("/")[2] if table == "containers" else name
@@ -1443,11 +1529,12 @@ def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
             continue
         try:
             value = json.loads(change.value)
-            if table == "names":
+            if table == "names" and isinstance(value, dict):
                 value["revision"] = change.created
-            rows[index] = ROWS[table](name, value)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            log.warning("left out %s, which cannot be read: %r", change.key, e)
+            rows[index] = row_of(table, name, value)
+        except (ValueError, RecursionError) as e:
+            log.warning("left out %r, which cannot be read: %s", change.key, e)
+            rows.pop(index, None)
     return dataclasses.replace(view, revision=revision, **tables)
 
 
@@ -1527,8 +1614,9 @@ def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Con
 def read_links_label(labels: Mapping[str, str]) -> tuple[Link, ...]:
     """Return the links that a container's label records, () when it was tampered with."""
     try:
-        return tuple(Link(*map(str, row)) for row in json.loads(labels.get(LABEL_LINKS, "[]")))
-    except (ValueError, TypeError):
+        rows = json.loads(labels.get(LABEL_LINKS, "[]"))
+        return tuple(Link(str(to), str(alias), parse_ip(vip)) for to, alias, vip in rows)
+    except (ValueError, TypeError, RecursionError):
         return ()
 
 
@@ -9509,6 +9597,20 @@ def find_route_fault(subnet: str) -> str:
 AGENT_REQUESTS = 500  # at once, tunnels apart
 
 
+def find_target(view: View, host: str, engine: str, what: str) -> Address:
+    """Return the engine's socket, or a container's address. Raises NotFound, BadRequest."""
+    if what == "engine":
+        return engine
+    name, _, port = what.rpartition(":")
+    try:
+        route = find_route(view, host, name, parse_port(port))
+    except ValueError as e:
+        raise BadRequest(f"CONNECT engine or CONNECT NAME:PORT is needed, not {what!r}") from e
+    if route is None or route.target:
+        raise NotFound(f"container {name} does not run on {host}")
+    return route.address
+
+
 class Agent:
     """Serves members of this arpanet on the agent's port: tunnels, publishing, status."""
 
@@ -9543,17 +9645,8 @@ class Agent:
             spawn(f"agent-{next(self._count)}", serve)
 
     def _find_address(self, what: str) -> Address:
-        """Return the engine's socket, or a container's address. Raises NotFound, BadRequest."""
-        if what == "engine":
-            return self._node.settings.docker_host
-        name, _, port = what.rpartition(":")
-        if not port.isdecimal():
-            raise BadRequest(f"CONNECT engine or CONNECT NAME:PORT is needed, not {what!r}")
-        host = self._node.settings.hostname
-        route = find_route(self._node.view, host, name, int(port))
-        if route is None or route.target:
-            raise NotFound(f"container {name} does not run on {host}")
-        return route.address
+        settings = self._node.settings
+        return find_target(self._node.view, settings.hostname, settings.docker_host, what)
 
     def _serve(self, sock: socket.socket, peer_ip: str, verb: str, path: str, rest: bytes) -> None:
         """Answer what may block. Thread: agent-N."""
