@@ -8379,6 +8379,7 @@ class EtcdMember:
         remembered: the data says which cluster is ours. Raises Conflict, EtcdDied, ArpanetError.
         """
         self.child.require_startable()
+        require_same_cluster(self.place, self._state.cluster, self._list_clients(peers))
         known = dict.fromkeys([*self._state.peers, *self._list_clients(peers)])
         self._state = self._state._replace(peers=tuple(known))
         self._start("existing", self.place.alone)
@@ -8604,6 +8605,21 @@ class EtcdMember:
         if text != self._said:
             self._said = text
             self._say(text)
+
+
+def require_same_cluster(place: MemberPlace, cluster: int, clients: Sequence[str]) -> None:
+    """Raise Conflict where masters that are to be joined are not of the cluster of the data here.
+
+    cluster: 0 if it is not known.
+    """
+    for client in clients:
+        with contextlib.suppress(MeshDown):
+            if fetch_members(client).cluster != cluster and cluster:
+                raise Conflict(
+                    f"{client} is of another arpanet than the data here, or was recovered from a "
+                    f"backup since; to join it all the same, remove {place.data_dir} and "
+                    f"{place.state_path}"
+                )
 
 
 def describe_waiting(client: str, others: Sequence[str], reason: str) -> str:

@@ -218,22 +218,47 @@ etcd.leave()
 """
 
 
-def test_two_join_at_once_and_leave_at_once(trio: list[Machine], tmp_path: Path) -> None:
+def start_driver(number: int, directory: Path, peer: Machine) -> subprocess.Popen[bytes]:
+    """Start a process that joins, and leaves when its stdin ends."""
     path = os.pathsep.join([str(Path(arpanet.__file__).parent), *filter(None, sys.path)])
-    environment = {"PYTHONPATH": path, "PATH": os.environ["PATH"]}
+    ip = f"127.20.1.{number}"
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, ip, f"h{number}", str(directory / ip), peer.ip],
+        env={"PYTHONPATH": path, "PATH": os.environ["PATH"]},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("moment", ["it was added", "its etcd had started", "it was a voter"])
+def test_a_join_that_is_broken_off_is_repeated(
+    trio: list[Machine], tmp_path: Path, moment: str
+) -> None:
+    def is_there() -> bool:
+        rows = [row for row in trio[0].etcd.status() if row.ip == "127.20.1.6"]
+        started = [row for row in rows if row.name or moment == "it was added"]
+        return any(not row.learner or moment != "it was a voter" for row in started)
+
+    driver = start_driver(6, tmp_path, trio[0])
+    try:
+        until(moment, is_there, 40)
+        driver.kill()  # and with it its etcd
+        driver.communicate()
+        assert trio[0].etcd.status()  # the others have a majority without it
+        driver = start_driver(6, tmp_path, trio[0])
+        until("it is a voter", lambda: count_voters(trio[0]) == 4, 40)
+        driver.communicate()
+        until("it has left", lambda: len(trio[0].etcd.status()) == 3, 30)
+    finally:
+        driver.kill()
+        driver.wait()
+
+
+def test_two_join_at_once_and_leave_at_once(trio: list[Machine], tmp_path: Path) -> None:
     drivers = []
     try:
         for number in (4, 5):
-            ip = f"127.20.1.{number}"
-            command = [sys.executable, "-c", DRIVER, ip, f"h{number}", str(tmp_path / ip)]
-            drivers.append(
-                subprocess.Popen(
-                    [*command, trio[0].ip],
-                    env=environment,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                )
-            )
+            drivers.append(start_driver(number, tmp_path, trio[0]))
         until("five voters", lambda: count_voters(trio[0]) == 5, 40)
         for driver in drivers:
             assert driver.stdin

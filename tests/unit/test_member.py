@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import re
 import socket
 import sys
 import threading
@@ -24,6 +25,8 @@ from arpanet import (
     decide_boot,
     decide_join,
     decide_leave,
+    describe_troubles,
+    find_alarms,
     find_backoff_s,
     find_last_words,
     find_listener,
@@ -205,3 +208,42 @@ def test_a_web_server_is_not_an_etcd() -> None:
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_only_the_own_alarms_of_a_master_are_found() -> None:
+    errors = ["memberID:7 alarm:NOSPACE ", "memberID:71 alarm:CORRUPT ", "etcdserver: no leader"]
+    assert find_alarms({"errors": errors}, 7) == ("NOSPACE",)
+    assert find_alarms({"errors": errors}, 1) == ()
+    assert find_alarms({}, 7) == ()
+
+
+def report(**changes: object) -> dict[str, object]:
+    """Return what two masters and a host that are well say, with changes to the second master."""
+    well = {"name": "h1", "ip": "10.0.0.1", "leader": True, "answers": True, "etcd": "3.4"}
+    other = {**well, "name": "h2", "ip": "10.0.0.2", "leader": False, **changes}
+    masters = [{"alarms": [], **row} for row in (well, other)]
+    return {"masters": masters, "hosts": [{"name": "h1", "alive": True}], "strangers": []}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (report(), []),
+        (report(answers=False, etcd=""), ["no answer from h2; there: .*master remove h2"]),
+        (report(answers=False), ["not a master at the moment: h2"]),
+        (report(alarms=["NOSPACE"]), ["etcd on h2 is full.*--etcd-quota-mb"]),
+        (report(alarms=["CORRUPT"]), ["etcd on h2 says CORRUPT; there: arpanet master leave"]),
+        ({**report(), "strangers": ["10.0.0.3"]}, ["10.0.0.3 is of another arpanet"]),
+        (
+            {**report(), "hosts": [{"name": "h1", "alive": False}]},
+            ["down: h1; there: arpanet slave start; .*slave leave --host h1"],
+        ),
+    ],
+)
+def test_status_says_what_to_do_where_something_is_not_well(
+    found: dict[str, object], words: list[str]
+) -> None:
+    said = list(describe_troubles(found))
+    assert len(said) == len(words)
+    for sentence, pattern in zip(said, words, strict=True):
+        assert re.search(pattern, sentence), sentence

@@ -280,6 +280,12 @@ def test_the_clock_of_the_wall_decides_nothing() -> None:
         and (ast.unparse(node) in ("time.time", "time.sleep") or node.attr in ("now", "utcnow"))
     ]
     assert asked == ["utc_now"]
+    shown = [
+        qualified(node)
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "utc_now"
+    ]
+    assert shown == ["get_containers"]  # "Up 2 hours"
 
 
 # ---- names, README
