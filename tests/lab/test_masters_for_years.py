@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -261,6 +263,21 @@ def put(host: Host, key: str, size_kb: int) -> str:
     """Write a key straight into etcd; return what etcdctl says when it fails."""
     command = f"head -c {size_kb}k /dev/zero | tr '\\0' x | etcdctl put {key}"
     return host.run(["sh", "-c", command], env={"ETCDCTL_API": "3"}, check=False).stderr
+
+
+def test_a_master_waits_for_the_program_etcd_that_is_gone_for_a_moment(net: Lab) -> None:
+    host = net["h2"]
+    before = master_pid(host)
+    host.run(["mount", "--bind", "/dev/null", "/usr/bin/etcd"])
+    try:
+        (pid,) = host.pids("etcd")
+        os.kill(pid, signal.SIGKILL)
+        words = ["grep", "etcd is not installed; .*; trying on", "/var/log/arpanet/master.log"]
+        eventually("the log says why", lambda: host.run(words))
+    finally:
+        host.run(["umount", "/usr/bin/etcd"])
+    wait_well(net)
+    assert master_pid(host) == before
 
 
 def delete(host: Host, prefix: str) -> None:
