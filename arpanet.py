@@ -903,18 +903,20 @@ class Headers:
 
     def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
         self._fields = tuple(fields)
+        self._values: dict[str, list[str]] = {}  # by name in lower case
+        for name, value in self._fields:
+            self._values.setdefault(name.lower(), []).append(value)
 
     def items(self) -> tuple[tuple[str, str], ...]:
         return self._fields
 
     def get_all(self, name: str) -> list[str]:
         """Return the values of a field, in order."""
-        lower = name.lower()
-        return [value for key, value in self._fields if key.lower() == lower]
+        return self._values.get(name.lower(), [])
 
     def get(self, name: str, default: str = "") -> str:
         """Return the first value of a field."""
-        return next(iter(self.get_all(name)), default)
+        return self._values.get(name.lower(), [default])[0]
 
 
 class Head(NamedTuple):
@@ -952,6 +954,10 @@ def parse_head(head: bytes) -> Head:
             raise BadRequest(f"a line of a head is like Name: value, not like {text[:100]!r}")
         fields.append((field[1], field[2]))
     return Head(line[1], line[2], int(line[3]), Headers(fields))
+
+
+KNOWN_HEAD_BYTES = 2048
+parse_known_head = functools.lru_cache(maxsize=256)(parse_head)  # clients repeat themselves
 
 
 class Ahead(io.RawIOBase):
@@ -3910,12 +3916,95 @@ def cut_socket(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-class EngineReply:
-    """An engine's answer: its head is there, its body comes as it comes."""
+class Tunnels:
+    """Connections to engines that wait a moment to be used again; safe for threads.
 
-    def __init__(self, host: str, method: str, sock: socket.socket) -> None:
-        self.host, self.sock, self.method = host, sock, method
-        self.response = read_response(sock, method)
+    For a moment only: one to a host that died unnoticed would hang where a new one is refused.
+    """
+
+    KEEP_S, MOST = 3.0, 8  # of each host
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _idle
+        self._idle: dict[HostPort, list[tuple[float, socket.socket]]] = {}
+
+    def take(self, agent: HostPort) -> socket.socket | None:
+        """Return a connection that is still open and on which nothing has come since."""
+        with self._lock:
+            rows, now = self._idle.get(agent, []), time.monotonic()
+            while rows:
+                due, sock = rows.pop()
+                if due > now and is_quiet(sock):
+                    return sock
+                sock.close()
+        return None
+
+    def give(self, agent: HostPort, sock: socket.socket) -> None:
+        """Take a connection back after a whole answer; those that waited too long are closed."""
+        with self._lock:
+            now = time.monotonic()
+            self._idle.setdefault(agent, []).append((now + self.KEEP_S, sock))
+            for host, rows in list(self._idle.items()):
+                kept = [row for row in rows[-self.MOST :] if row[0] > now]
+                for row in rows:
+                    if row not in kept:
+                        row[1].close()
+                self._idle[host] = kept
+
+    def close(self) -> None:
+        """Close what waits."""
+        with self._lock:
+            for rows in self._idle.values():
+                for _, sock in rows:
+                    sock.close()
+            self._idle.clear()
+
+
+def is_quiet(sock: socket.socket) -> bool:
+    """Return whether a connection is open and has nothing to be read."""
+    sock.setblocking(False)
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+class Turn:
+    """A connection to an engine for as long as one request has it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._lock = threading.Lock()  # guards _ours: another request may have it next
+        self._ours = True
+
+    def cut(self) -> None:
+        """End the connection under the thread that reads from it. Thread: any."""
+        with self._lock:
+            if self._ours:
+                cut_socket(self.sock)
+
+    def let_go(self) -> socket.socket:
+        """Return the connection, which cut() then leaves alone."""
+        with self._lock:
+            self._ours = False
+            return self.sock
+
+
+class EngineReply:
+    """An engine's answer: its head is there, its body comes as it comes.
+
+    on_spent: gets the connection once the whole answer was read from it and another may follow.
+    """
+
+    def __init__(
+        self, host: str, method: str, turn: Turn, on_spent: Callable[[socket.socket], None] | None
+    ) -> None:
+        self.host, self.method, self._turn, self._on_spent = host, method, turn, on_spent
+        self.sock = turn.sock
+        self.response = read_response(self.sock, method)
         self.status = self.response.status
         self.headers = self.response.getheaders()
 
@@ -3976,12 +4065,17 @@ class EngineReply:
 
     def cut(self) -> None:
         """End the connection under the thread that reads from it. Thread: any."""
-        cut_socket(self.sock)
+        self._turn.cut()
 
     def close(self) -> None:
-        """End the connection. Thread: the one that reads from it."""
-        self.response.close()
-        self.sock.close()
+        """End the connection, or let it be used again. Thread: the one that reads from it."""
+        sock, response = self._turn.let_go(), self.response
+        spent = (response.isclosed() or response.length == 0) and not response.will_close
+        response.close()
+        if spent and self._on_spent and not self.is_hijack:
+            self._on_spent(sock)
+        else:
+            sock.close()
 
 
 class Upload:
@@ -4037,8 +4131,8 @@ def dial_agent(agent: HostPort, what: str, timeout_s: float = 5.0) -> socket.soc
 class Engine:
     """One host's engine. Every call raises EngineDown when it cannot be reached."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
+    def __init__(self, host: Host, tunnels: Tunnels | None = None) -> None:
+        self.host, self._tunnels = host, tunnels
 
     def send(
         self,
@@ -4055,25 +4149,51 @@ class Engine:
         head is waited for, what ends the request.
         Raises EngineDown, and BadRequest when the given body breaks off.
         """
+        ask = functools.partial(self._ask, method, target, list(headers), body, timeout_s, on_cut)
+        empty = body.finished if isinstance(body, Body) else body == b""
+        waiting = self._tunnels.take(self.host.agent) if self._tunnels else None
+        if waiting:
+            try:
+                return ask(Turn(waiting))
+            except EngineDown:  # closed just now; a request that may be done twice is sent anew
+                if method not in ("GET", "HEAD") or not empty:
+                    raise
         try:
-            sock = dial_agent(self.host.agent, "engine")
+            return ask(Turn(dial_agent(self.host.agent, "engine")))
         except OSError as e:
             raise self._down(e) from e
+
+    def _ask(
+        self,
+        method: str,
+        target: str,
+        headers: list[tuple[str, str]],
+        body: bytes | Body | Iterable[bytes],
+        timeout_s: float | None,
+        on_cut: OnCut | None,
+        turn: Turn,
+    ) -> EngineReply:
         upload = None
         try:
-            sock.settimeout(timeout_s)
-            upload = self._send(sock, method, target, list(headers), body)
+            turn.sock.settimeout(timeout_s)
+            upload = self._send(turn.sock, method, target, headers, body)
             if on_cut:
-                on_cut(functools.partial(cut_socket, sock))
-            return EngineReply(self.host.name, method, sock)
+                on_cut(turn.cut)
+            return EngineReply(self.host.name, method, turn, None if upload else self._keep)
         except OSError as e:
-            sock.close()
+            turn.let_go().close()
             if upload and upload.fault:
                 raise upload.fault from e
             raise self._down(e) from e
         except BaseException:
-            sock.close()
+            turn.let_go().close()
             raise
+
+    def _keep(self, sock: socket.socket) -> None:
+        if self._tunnels:
+            self._tunnels.give(self.host.agent, sock)
+        else:
+            sock.close()
 
     def fetch(self, method: str, target: str, body: Any = None, timeout_s: float = 30.0) -> Any:
         """Return the JSON that an engine answers. Raises EngineError with its words, EngineDown."""
@@ -4089,7 +4209,7 @@ class Engine:
         headers: list[tuple[str, str]],
         body: bytes | Body | Iterable[bytes],
     ) -> Upload | None:
-        if not any(name.lower() == "upgrade" for name, _ in headers):
+        if not self._tunnels and not any(name.lower() == "upgrade" for name, _ in headers):
             headers = [*headers, ("Connection", "close")]
         if isinstance(body, Body) and not body.chunked and body.length <= HEAD_LIMIT_BYTES:
             body = body.read()
@@ -4222,6 +4342,7 @@ class Node:
         self.settled: Recent[ImageEntry] = Recent()  # "HOST NAME": what the name was seen to mean
         self.making = Making()
         self.answers = Answers()
+        self.tunnels = Tunnels()
         self._revision = SharedRead(mesh.read_revision)
         self.presence: Lease | None = None
         self.report: Callable[[], dict[str, Any]] = dict
@@ -4303,7 +4424,7 @@ class Node:
                 f"host {name}{where} is down; its containers stay listed until it is back, "
                 f"or until someone types there: arpanet slave leave"
             )
-        return Engine(host)
+        return Engine(host, self.tunnels)
 
 
 def publish(node: Node, host: Host, container_id: str) -> None:
@@ -7396,7 +7517,8 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
 
     def handle(self) -> None:
         try:
-            head = parse_head(self.request.take_head())
+            text = self.request.take_head()
+            head = (parse_head if len(text) > KNOWN_HEAD_BYTES else parse_known_head)(text)
             self._reader = io.BufferedReader(Ahead(self.connection, self.request.take_rest()))
             patient = functools.partial(self.connection.settimeout, None)
             body = Body(self._reader, head.headers, patient)
@@ -7438,7 +7560,8 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             for end in self.server.hangups.forget(self.connection.fileno()):
                 end()  # also what a failed write has told us before the watch did
             if reply.engine and not reply.engine.is_hijack:
-                reply.engine.cut()  # an upload that the engine no longer reads ends too
+                if not body.idle.is_set():
+                    reply.engine.cut()  # an upload that the engine no longer reads ends too
                 reply.engine.close()
         if not body.idle.is_set():
             self._await_upload(body)

@@ -519,3 +519,21 @@ def test_one_stream_of_events_tells_of_all_hosts_in_the_order_of_time(net: Lab) 
         only = ("--filter", "event=die", "--filter", f"container={asked}", "--format", row)
         filtered = output(net, *command[3:], "--until", until, *only).splitlines()
         assert [line.split()[1:] for line in filtered] == [["die", full_name]]
+
+
+def opened(lab: Lab, host: str) -> int:
+    """Return how many TCP connections have been opened from a host. Source: proc(5), net/snmp."""
+    names, values = (
+        line.split()
+        for line in lab[host].run(["cat", "/proc/net/snmp"]).stdout.splitlines()
+        if line.startswith("Tcp:")
+    )
+    return int(values[names.index("ActiveOpens")])
+
+
+def test_calls_to_one_engine_share_a_connection(net: Lab) -> None:
+    docker(net, "run", "-d", "--name", "c1", *SLEEP)
+    before = opened(net, "h1")
+    for answer in ask_all(net, *[Ask("GET", "/containers/c1/json")] * 60):
+        assert answer.status == 200
+    assert opened(net, "h1") - before < 30
