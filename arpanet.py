@@ -1503,9 +1503,7 @@ ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {
     "alive": lambda _, value: value["machine"],
     "masters": master_of,
     "containers": lambda name, value: container_of(*split_key(name), value),
-    "names": lambda _, value: NameEntry(
-        value["host"], value["id"], needs_of(value), value.get("revision", 0)
-    ),
+    "names": lambda _, value: NameEntry(value["host"], value["id"], needs_of(value)),
     "volumes": lambda _, value: VolumePin(value["host"], "token" not in value),
     "networks": lambda _, value: dict(value["create"]),  # what each engine is asked to make
     "images": lambda _, value: ImageEntry(value["id"], value["token"]),
@@ -1514,8 +1512,18 @@ ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {
 }
 
 
-def row_of(table: str, name: str, value: Any) -> Any:
+def read_value(text: bytes) -> dict[str, Any]:
+    """Return the JSON object of a row, {} when it is something else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def row_of(table: str, name: str, text: bytes) -> Any:
     """Return the value that a View holds for a row. Raises ValueError: it is not of our making."""
+    value = read_value(text)
     if not fits(value, SHAPES[table]) or (table == "containers") != ("/" in name):
         raise ValueError("a field is missing, or of another kind")
     return ROWS[table](name, value)
@@ -1534,11 +1542,9 @@ def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
             rows.pop(index, None)
             continue
         try:
-            value = json.loads(change.value)
-            if table == "names" and isinstance(value, dict):
-                value["revision"] = change.created
-            rows[index] = row_of(table, name, value)
-        except (ValueError, RecursionError) as e:
+            row = row_of(table, name, change.value)
+            rows[index] = row._replace(revision=change.created) if table == "names" else row
+        except ValueError as e:
             log.warning("left out %r, which cannot be read: %s", change.key, e)
             rows.pop(index, None)
     return dataclasses.replace(view, revision=revision, **tables)
@@ -9345,12 +9351,12 @@ class Publisher:
         if entry is None:
             self._node.mesh.claim(key, self._name_value(container_id))
             return
-        holder = ROWS["names"](name, json.loads(entry.value))
-        if holder.host != self._host or holder.id not in ("", container_id):
+        holder = read_value(entry.value)
+        if holder.get("host") != self._host or holder.get("id") not in ("", container_id):
             log.warning(
                 "the name %s is taken by %s; the one here is %s@%s",
                 name,
-                holder.host,
+                holder.get("host"),
                 name,
                 self._host,
             )
@@ -10361,7 +10367,7 @@ class Master:
 
 def same_machine(mine: bytes, found: bytes) -> bool:
     """Return whether two rows were written by one machine."""
-    return bool(json.loads(mine)["machine"] == json.loads(found).get("machine"))
+    return bool(read_value(mine)["machine"] == read_value(found).get("machine"))
 
 
 # ==== CLI ====================================================================
@@ -11132,7 +11138,7 @@ def forget_host(mesh: Mesh, name: str, volumes: bool) -> None:
     mesh.delete_prefix(key_of("containers", name, ""))
     for table in ("names", "volumes") if volumes else ("names",):
         for entry in mesh.read_prefix(key_of(table, ""))[1]:
-            if json.loads(entry.value).get("host") == name:
+            if read_value(entry.value).get("host") == name:
                 mesh.delete(entry.key, value=entry.value)
     mesh.delete(key_of("orders", name))
     mesh.delete(key_of("hosts", name))

@@ -306,6 +306,12 @@ def test_keys_and_values_of_somebody_else(key: str, value: bytes) -> None:
     use(apply_changes(View(), 1, [Change(key, value)]))
 
 
+@given(st.binary(max_size=30) | JSON_VALUES.map(lambda value: json.dumps(value).encode()))
+def test_who_holds_a_row_of_somebody_else(text: bytes) -> None:
+    assert not arpanet.same_machine(b'{"machine": "m"}', text)
+    assert isinstance(arpanet.read_value(text), dict)
+
+
 def test_a_value_that_is_nested_too_deep_is_left_out() -> None:
     key = arpanet.key_of("names", "web")
     assert apply_changes(View(), 1, [Change(key, b"[" * 100_000)]).names == {}
