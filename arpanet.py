@@ -1696,6 +1696,13 @@ LONG_AGES = (
 )
 
 
+HEALTH_WORDS = {
+    "starting": " (health: starting)",
+    "healthy": " (healthy)",
+    "unhealthy": " (unhealthy)",
+}
+
+
 def human_age(seconds: float) -> str:
     """Return an age in the words of docker ps. Source: observed of engine 20.10."""
     for below, words, unit_s in AGES:
@@ -1710,37 +1717,43 @@ def human_age(seconds: float) -> str:
     return f"{hours // 8760} years"
 
 
+def age_text(state: Mapping[str, Any], event: str, now: datetime.datetime) -> str:
+    """Return how long ago a container's StartedAt or FinishedAt was, "" if it never was."""
+    since = parse_time(state.get(event) or "")
+    return human_age((now - since).total_seconds()) if since else ""
+
+
 def status_text(state: Mapping[str, Any], now: datetime.datetime) -> str:
     """Return the STATUS column of docker ps."""
-    started, finished = (parse_time(state.get(k) or "") for k in ("StartedAt", "FinishedAt"))
     code = state.get("ExitCode", 0)
-    up = human_age((now - started).total_seconds()) if started else ""
-    ago = human_age((now - finished).total_seconds()) if finished else ""
     if state.get("Running"):
         if state.get("Restarting"):
-            return f"Restarting ({code}) {ago} ago"
+            return f"Restarting ({code}) {age_text(state, 'FinishedAt', now)} ago"
+        up = age_text(state, "StartedAt", now)
         if state.get("Paused"):
             return f"Up {up} (Paused)"
-        health = {
-            "starting": " (health: starting)",
-            "healthy": " (healthy)",
-            "unhealthy": " (unhealthy)",
-        }
-        return f"Up {up}{health.get(state.get('Health') or '', '')}"
+        return f"Up {up}{HEALTH_WORDS.get(state.get('Health') or '', '')}"
     if state.get("Status") == "removing":
         return "Removal In Progress"
     if state.get("Dead"):
         return "Dead"
-    if not started:
+    if not parse_time(state.get("StartedAt") or ""):
         return "Created"
-    return f"Exited ({code}) {ago} ago" if finished else ""
+    ago = age_text(state, "FinishedAt", now)
+    return f"Exited ({code}) {ago} ago" if ago else ""
+
+
+@functools.lru_cache(maxsize=1000)
+def quoted(text: str) -> bytes:
+    """Return a text as JSON; one of few."""
+    return dump_plain(text)
 
 
 def list_entry(view: View, container: Container, now: datetime.datetime) -> bytes:
     """Return the container's entry of GET /containers/json."""
     down = container.host not in view.alive
     status = "Host Down" if down else status_text(container.state, now)
-    return container.listed + dump_plain(status) + b"}"
+    return container.listed + quoted(status) + b"}"
 
 
 def matches(pattern: str, *texts: str) -> bool:
@@ -3946,24 +3959,22 @@ class Tunnels:
         return None
 
     def give(self, agent: HostPort, sock: socket.socket) -> None:
-        """Take a connection back after a whole answer; those that waited too long are closed."""
+        """Take a connection back after a whole answer."""
         with self._lock:
-            now = time.monotonic()
-            self._idle.setdefault(agent, []).append((now + self.KEEP_S, sock))
-            for host, rows in list(self._idle.items()):
-                kept = [row for row in rows[-self.MOST :] if row[0] > now]
-                for row in rows:
-                    if row not in kept:
-                        row[1].close()
-                self._idle[host] = kept
+            rows = self._idle.setdefault(agent, [])
+            rows.append((time.monotonic() + self.KEEP_S, sock))
+            if len(rows) > self.MOST:
+                rows.pop(0)[1].close()
 
-    def close(self) -> None:
-        """Close what waits."""
+    def expire(self, wait_s: float = 0.0) -> None:
+        """Close those that have waited for their time, or will have in wait_s."""
         with self._lock:
-            for rows in self._idle.values():
-                for _, sock in rows:
-                    sock.close()
-            self._idle.clear()
+            latest = time.monotonic() + wait_s
+            for agent, rows in list(self._idle.items()):
+                while rows and rows[0][0] <= latest:
+                    rows.pop(0)[1].close()
+                if not rows:
+                    del self._idle[agent]
 
 
 def is_quiet(sock: socket.socket) -> bool:
@@ -10284,6 +10295,7 @@ class Master:
 
     def step(self) -> None:
         """Keep etcd going; what goes wrong with it is tried again. Raises Renewed."""
+        self.node.tunnels.expire()
         try:
             news = self.member.step()
         except ArpanetError as e:

@@ -52,7 +52,7 @@ def agent_of(*answers: bytes, tunnels: Tunnels | None = None) -> Iterator[Agent]
         there = host(ip=address.host)._replace(agent_port=address.port)
         kept = tunnels or Tunnels()
         yield Agent(Engine(there, kept), seen)
-        kept.close()
+        kept.expire(kept.KEEP_S)
         thread.join()
 
 
@@ -119,7 +119,8 @@ def test_what_waits_is_bounded_in_number_and_time_and_is_open() -> None:
         assert tunnels.take(agent) is pairs[-3][0]
         assert pairs[-1][0].fileno() == pairs[-2][0].fileno() == -1
         assert tunnels.take(HostPort("127.0.0.1", 2)) is None
-        tunnels.KEEP_S = 0.0
         tunnels.give(agent, pairs[-3][0])
-        assert pairs[-3][0].fileno() == -1
-        tunnels.close()
+        tunnels.expire()
+        assert pairs[-3][0].fileno() >= 0
+        tunnels.expire(tunnels.KEEP_S)
+        assert [near.fileno() for near, _ in pairs] == [-1] * len(pairs)
