@@ -9348,8 +9348,8 @@ class Publisher:
         entry = self._node.mesh.read(key_of("names", name))
         if entry is None:
             return 0
-        holder = ROWS["names"](name, json.loads(entry.value))
-        ours = (holder.host, holder.id) == (self._host, container_id)
+        holder = read_value(entry.value)
+        ours = (holder.get("host"), holder.get("id")) == (self._host, container_id)
         return self._node.mesh.delete(entry.key, value=entry.value) if ours else 0
 
     def _hold_name(self, name: str, container_id: str) -> None:
@@ -9475,6 +9475,27 @@ class Waiting(NamedTuple):
     address: HostPort
 
 
+class Router:
+    """Finds routes, and keeps what it found for as long as the view is the same."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._found: tuple[View, dict[tuple[str, int], LinkRoute]] = (View(), {})
+
+    def find(self, name: str, port: int) -> LinkRoute | None:
+        """Return what find_route() says now. Thread: any."""
+        view, (of_view, routes) = self._node.view, self._found
+        if of_view is not view:
+            routes = {}
+            self._found = (view, routes)
+        route = routes.get((name, port))
+        if route is None:
+            route = find_route(view, self._node.settings.hostname, name, port)
+            if route is not None:  # of names that are nowhere there is no end
+                routes[name, port] = route
+        return route
+
+
 class LinkKeeper:
     """Listens for this host's links and sends each connection on, or refuses it.
 
@@ -9485,6 +9506,7 @@ class LinkKeeper:
     def __init__(self, node: Node, engine: Any, pump: Pump) -> None:
         self._node, self._engine, self._pump = node, engine, pump
         self._host = node.settings.hostname
+        self.router = Router(node)
         self._table = LinkTable(0, {}, frozenset(), {})
         self._listeners: dict[HostPort, LinkListener] = {}
         self._refused: set[HostPort] = set()  # addresses that could not be bound
@@ -9566,7 +9588,7 @@ class LinkKeeper:
             self._unknown.put(Waiting(sock, peer[0], address))
 
     def _forward(self, sock: socket.socket, address: HostPort, target: str) -> None:
-        route = find_route(self._node.view, self._host, target, address.port)
+        route = self.router.find(target, address.port)
         if route is None:
             log.info("the link to %s leads nowhere at the moment", target)
             reset(sock)
@@ -9753,13 +9775,15 @@ def find_route_fault(subnet: str) -> str:
 AGENT_REQUESTS = 500  # at once, tunnels apart
 
 
-def find_target(view: View, host: str, engine: str, what: str) -> Address:
+def find_target(
+    find: Callable[[str, int], LinkRoute | None], host: str, engine: str, what: str
+) -> Address:
     """Return the engine's socket, or a container's address. Raises NotFound, BadRequest."""
     if what == "engine":
         return engine
     name, _, port = what.rpartition(":")
     try:
-        route = find_route(view, host, name, parse_port(port))
+        route = find(name, parse_port(port))
     except ValueError as e:
         raise BadRequest(f"CONNECT engine or CONNECT NAME:PORT is needed, not {what!r}") from e
     if route is None or route.target:
@@ -9801,8 +9825,8 @@ class Agent:
             spawn(f"agent-{next(self._count)}", serve)
 
     def _find_address(self, what: str) -> Address:
-        settings = self._node.settings
-        return find_target(self._node.view, settings.hostname, settings.docker_host, what)
+        settings, find = self._node.settings, self._slave.links.router.find
+        return find_target(find, settings.hostname, settings.docker_host, what)
 
     def _serve(self, sock: socket.socket, peer_ip: str, verb: str, path: str, rest: bytes) -> None:
         """Answer what may block. Thread: agent-N."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import ipaddress
 import json
@@ -340,8 +341,9 @@ def test_a_question(packet: bytes) -> None:
 
 @given(st.text(max_size=30) | st.sampled_from(["engine", "web:80", "web:²", "web:99999", ":80"]))
 def test_what_an_agent_is_asked_for(what: str) -> None:
+    find = functools.partial(arpanet.find_route, view(container("web")), "h1")
     with contextlib.suppress(ArpanetError):
-        address = arpanet.find_target(view(container("web")), "h1", "/docker.sock", what)
+        address = arpanet.find_target(find, "h1", "/docker.sock", what)
         assert isinstance(address, str) or 0 < address[1] < 65536
 
 

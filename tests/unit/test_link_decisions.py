@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from builders import agent_of, container, view
@@ -13,6 +15,7 @@ from arpanet import (
     Link,
     LinkRoute,
     NoRoom,
+    Router,
     View,
     choose_vip,
     decide_links,
@@ -190,3 +193,15 @@ def test_a_target_in_another_network_is_reached_there() -> None:
     assert routed("container:ghost") is None
     assert routed("container:db") is None
     assert routed("none") is None
+
+
+def test_a_router_forgets_what_it_found_when_the_view_changes() -> None:
+    node: Any = SimpleNamespace(view=view(WEB, DB), settings=SimpleNamespace(hostname="h1"))
+    router = Router(node)
+    first = router.find("db", 80)
+    assert first == find_route(node.view, "h1", "db", 80)
+    assert router.find("db", 80) is first
+    node.view = view(WEB, container("db", "h3"))
+    assert router.find("db", 80) == LinkRoute(agent_of("h3"), "db:80")
+    node.view = view(WEB)
+    assert router.find("db", 80) is None
