@@ -853,7 +853,7 @@ def fault_contest(strike: Callable[[World], Any], heal: Callable[[World], Any]) 
             stop.set()
             typing.join()
             heal(world)
-            wait_for("it is back", lambda: world.api("exec", "lost", "echo", "here"), AT_MOST_S)
+            wait_for("it is back", lambda: world.api("start", "lost"), AT_MOST_S)
         return max(said, *took)
 
     @contextlib.contextmanager
@@ -939,7 +939,9 @@ def run_row(world: World, row: Row) -> list[Line]:
             for name, sampler in samplers.items():
                 samples[name].append(sampler())
     lines = compare(row, samples)
-    say(f"{row.name}: {time.monotonic() - began:.0f} s")
+    for line in lines:
+        say("  ".join(filter(None, (cells(line)[0], *cells(line)[2:]))))
+    say(f"{row.name} took {time.monotonic() - began:.0f} s")
     return lines
 
 
