@@ -25,7 +25,9 @@ Threads (name, what it owns, what ends it):
     names-N      names that the host's own resolvers are asked for; stop
     askers       connections to links from addresses not known yet; stop
     agent-N      one request to the agent that may block; the answer
-    ping         the order of the masters that a client tries; stop
+    carry        one client's connection, until a master is found for it; the answer
+    ping-IP      whether one master, which a client may use, answers; stop
+    engine       whether this host's engine answers; stop
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ import time
 import urllib.parse
 import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent import futures
 from pathlib import Path
@@ -154,6 +157,10 @@ class EngineDown(Unavailable):
     """A host or its engine does not answer."""
 
     exit_code = 4
+
+
+class EngineAway(EngineDown):
+    """A host could not be reached: nothing was sent to its engine."""
 
 
 class MeshDown(Unavailable):
@@ -895,6 +902,9 @@ def read_response(sock: socket.socket, method: str) -> http.client.HTTPResponse:
     except (http.client.HTTPException, ValueError) as e:
         response.close()
         raise OSError(f"the answer is not HTTP: {e!r}") from e
+    except OSError:
+        response.close()
+        raise
     return response
 
 
@@ -1321,8 +1331,12 @@ class Container:
     @functools.cached_property
     def listed(self) -> bytes:
         """Return its entry of GET /containers/json, named NAME@HOST, up to its Status."""
+        return self.list_as(self.full_name)
+
+    def list_as(self, name: str) -> bytes:
+        """Return the same by another name."""
         entry = {k: v for k, v in self.summary.items() if k != "Status"}
-        entry["Names"] = [f"/{self.full_name}"]
+        entry["Names"] = [f"/{name}"]
         return dump_plain(entry)[:-1] + b',"Status":'
 
     @property
@@ -1352,7 +1366,8 @@ class View:
     revision: int = 0
     hosts: Mapping[str, Host] = dataclasses.field(default_factory=dict)
     orders: Mapping[str, Order] = dataclasses.field(default_factory=dict)  # by host
-    alive: Mapping[str, str] = dataclasses.field(default_factory=dict)  # host: machine
+    # living host: what ails its engine, "" while it is well
+    alive: Mapping[str, str] = dataclasses.field(default_factory=dict)
     masters: Mapping[str, MasterInfo] = dataclasses.field(default_factory=dict)
     containers: Mapping[str, Container] = dataclasses.field(default_factory=dict)  # by id
     names: Mapping[str, NameEntry] = dataclasses.field(default_factory=dict)
@@ -1369,6 +1384,20 @@ class View:
             [m.ip for m in self.masters.values()] + [h.ip for h in self.hosts.values()]
         )
 
+    def trouble(self, host: str) -> str:
+        """Return why a host cannot be asked for anything, "" if it can."""
+        return self.alive.get(host, "the host is down")
+
+    @functools.cached_property
+    def nicknamed(self) -> Mapping[str, Container]:
+        """Return the holder of its name for each container, by id, whose name another one holds."""
+        found = {}
+        for c in self.containers.values():
+            entry = self.names.get(c.name)
+            if entry and entry.id != c.id and entry.id in self.containers:
+                found[c.id] = self.containers[entry.id]
+        return found
+
     @functools.cached_property
     def newest_first(self) -> tuple[Container, ...]:
         """Return all containers in the order of a listing."""
@@ -1381,8 +1410,8 @@ class View:
         return api_range(self)
 
     def living_hosts(self) -> list[Host]:
-        """Return the hosts whose slaves are alive, by name."""
-        return [self.hosts[name] for name in sorted(self.hosts) if name in self.alive]
+        """Return the hosts whose slaves are alive and whose engines answer, by name."""
+        return [self.hosts[name] for name in sorted(self.hosts) if not self.trouble(name)]
 
     def narrowed(self, names: Collection[str]) -> View:
         """Return a view of only these hosts."""
@@ -1431,7 +1460,7 @@ SHAPES: Mapping[str, Mapping[Any, Any]] = {  # of the JSON in each table, as far
         "labels": Maybe(STRINGS),
     },
     "orders": {"state": str, "labels": {str: Maybe(str)}},
-    "alive": {"machine": str},
+    "alive": {"machine": str, "trouble": Maybe(str)},
     "masters": {"ip": str, "api_port": int, "version": str},
     "containers": {
         "summary": {
@@ -1500,7 +1529,7 @@ def split_key(name: str) -> tuple[str, str]:
 ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {
     "hosts": host_of,
     "orders": lambda _, value: Order(value["state"], value["labels"]),
-    "alive": lambda _, value: value["machine"],
+    "alive": lambda _, value: value.get("trouble") or "",
     "masters": master_of,
     "containers": lambda name, value: container_of(*split_key(name), value),
     "names": lambda _, value: NameEntry(value["host"], value["id"], needs_of(value)),
@@ -1519,6 +1548,12 @@ def read_value(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def holder_of(text: bytes) -> NameEntry:
+    """Return who holds a name by the value of its row, nobody where it is not of our making."""
+    value = read_value(text)
+    return NameEntry(str(value.get("host", "")), str(value.get("id", "")))
 
 
 def row_of(table: str, name: str, text: bytes) -> Any:
@@ -1632,15 +1667,64 @@ def read_links_label(labels: Mapping[str, str]) -> tuple[Link, ...]:
         return ()
 
 
+def nickname(container: Container) -> str:
+    """Return what a container is shown as while another one holds its name."""
+    return f"{container.name}-{container.id[:6]}"
+
+
+def shown_name(view: View, container: Container) -> str:
+    """Return NAME@HOST, with a nickname for one that shares its name with an older one."""
+    name = nickname(container) if container.id in view.nicknamed else container.name
+    return f"{name}@{container.host}"
+
+
+def deserves_name(view: View, container: Container, entry: NameEntry | None) -> bool:
+    """Return whether a container has the right to its name, which is another's or nobody's yet.
+
+    On one host the engine has decided; of two hosts' containers the older keeps the name.
+    """
+    if entry is None or entry.host == container.host:
+        return entry is None or entry.id != container.id
+    other = view.containers.get(entry.id)
+    return other is not None and container.created < other.created
+
+
+def decide_names(view: View, host: str) -> list[Container]:
+    """Return the containers of a host that lack the name that they have a right to."""
+    return [
+        c
+        for c in view.containers.values()
+        if c.host == host and deserves_name(view, c, view.names.get(c.name))
+    ]
+
+
+def list_conflicts(view: View, host: str = "") -> list[str]:
+    """Return a sentence for each container, of a host or of all, that cannot have its name."""
+    found = []
+    for container_id, holder in view.nicknamed.items():
+        c = view.containers[container_id]
+        if host in ("", c.host):
+            shown = shown_name(view, c)
+            found.append(
+                f"{c.name} on {c.host} is shown as {shown}: {holder.full_name} is older and keeps "
+                f"the name; try: docker rename {shown} OTHER"
+            )
+    return sorted(found)
+
+
 def find_by_name(view: View, name: str) -> Container | None:
-    """Return the container that holds a name, or the one at NAME@HOST."""
+    """Return the container that holds a name, or the one at NAME@HOST; nicknames too."""
     plain, _, host = name.partition("@")
     entry = view.names.get(plain)
     if name.endswith("@"):
         return None
     if entry and entry.id in view.containers and host in ("", entry.host):
         return view.containers[entry.id]
-    named = [c for c in view.containers.values() if c.name == plain and host in ("", c.host)]
+    named = [
+        c
+        for c in view.containers.values()
+        if plain.startswith(c.name) and plain in (c.name, nickname(c)) and host in ("", c.host)
+    ]
     return named[0] if len(named) == 1 else None
 
 
@@ -1751,9 +1835,15 @@ def quoted(text: str) -> bytes:
 
 def list_entry(view: View, container: Container, now: datetime.datetime) -> bytes:
     """Return the container's entry of GET /containers/json."""
-    down = container.host not in view.alive
-    status = "Host Down" if down else status_text(container.state, now)
-    return container.listed + quoted(status) + b"}"
+    if container.host not in view.alive:
+        status = "Host Down"
+    elif view.alive[container.host]:
+        status = "Host Down (engine)"
+    else:
+        status = status_text(container.state, now)
+    named = container.id in view.nicknamed
+    listed = container.list_as(shown_name(view, container)) if named else container.listed
+    return listed + quoted(status) + b"}"
 
 
 def matches(pattern: str, *texts: str) -> bool:
@@ -2434,8 +2524,8 @@ def check_state(choice: Choice, host: Host) -> str:
     """Return why a host takes nothing; a cordoned one takes what belongs there or names it."""
     state = choice.view.orders.get(host.name, Order()).state
     named = any(rule == Rule("host", False, False, host.name) for rule in choice.rules)
-    if host.name not in choice.view.alive:
-        return "the host is down"
+    if choice.view.trouble(host.name):
+        return choice.view.trouble(host.name)
     if state == "drained" or (state and not named and host.name not in choice.pins):
         return f"the host is {state}"
     return ""
@@ -2518,10 +2608,12 @@ def place(
     making: Mapping[str, NameEntry] = MappingProxyType({}),
     images: Mapping[str, Set[str]] = MappingProxyType({}),
     policy: Policy = SPREAD,
+    shunned: Collection[str] = (),
 ) -> Placement:
     """Return the host for a container: of those that can take it, the best by the policy.
 
     making: names that this master is making. images: of each host, for affinities to images.
+    shunned: hosts that did not answer a moment ago, taken when there is no other.
     Raises NoRoom with the reason of each host.
     """
     if not view.hosts:
@@ -2537,7 +2629,7 @@ def place(
     if not fitting:
         told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise NoRoom(f"no host can take {wish.name}: {told}")
-    best = min(fitting, key=lambda name: rank(choice, view.hosts[name]))
+    best = min(fitting, key=lambda name: (name in shunned, rank(choice, view.hosts[name])))
     return explain(choice, view.hosts[best], fitting)._replace(refused=refused)
 
 
@@ -2902,9 +2994,9 @@ TRY_S = 1.5
 PAGE = 1000
 CHANNEL_OPTIONS = (
     ("grpc.lb_policy_name", "round_robin"),  # a dead or hung master leaves the rotation
-    ("grpc.keepalive_time_ms", 2000),  # wants etcd --grpc-keepalive-min-time=1s, else GOAWAY
-    ("grpc.keepalive_timeout_ms", 2000),
-    ("grpc.http2.ping_timeout_ms", 2000),  # the one that acts; its default is 60 s
+    ("grpc.keepalive_time_ms", 1200),  # wants etcd --grpc-keepalive-min-time=1s, else GOAWAY
+    ("grpc.keepalive_timeout_ms", 1200),
+    ("grpc.http2.ping_timeout_ms", 1200),  # the one that acts; its default is 60 s
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -3927,6 +4019,7 @@ STREAM_TYPES = (
 
 
 OnCut = Callable[[Callable[[], None]], None]  # is given what ends a request
+REACH_S, TRY_REACH_S = 3.0, 1.2  # to reach an engine: the one that is needed, or one of several
 
 
 def cut_socket(sock: socket.socket) -> None:
@@ -3936,7 +4029,7 @@ def cut_socket(sock: socket.socket) -> None:
 
 
 class Tunnels:
-    """Connections to engines that wait a moment to be used again; safe for threads.
+    """The connections to engines: some wait a moment to be used again; safe for threads.
 
     For a moment only: one to a host that died unnoticed would hang where a new one is refused.
     """
@@ -3944,8 +4037,23 @@ class Tunnels:
     KEEP_S, MOST = 3.0, 8  # of each host
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _idle
+        self._lock = threading.Lock()  # guards what follows
         self._idle: dict[HostPort, list[tuple[float, socket.socket]]] = {}
+        self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def add(self, sock: socket.socket) -> None:
+        """Note a new connection."""
+        with self._lock:
+            self._open.add(sock)
+
+    def cut(self, ip: str) -> None:
+        """End the connections to an address under the threads that read from them."""
+        with self._lock:
+            socks = list(self._open)
+        for sock in socks:
+            with contextlib.suppress(OSError):  # closed, or handed over to the pump
+                if sock.getpeername()[0] == ip:
+                    cut_socket(sock)
 
     def take(self, agent: HostPort) -> socket.socket | None:
         """Return a connection that is still open and on which nothing has come since."""
@@ -4039,9 +4147,9 @@ class EngineReply:
             while block := self.response.read1(BLOCK_BYTES):
                 yield block
         except (OSError, http.client.HTTPException, ValueError) as e:
-            raise EngineDown(f"the answer of the engine on {self.host} broke off: {e!r}") from e
+            raise self._broken(repr(e)) from e
         if self.response.length:
-            raise EngineDown(f"the answer of the engine on {self.host} broke off")
+            raise self._broken("its end is missing")
 
     def chunks(self) -> Iterator[bytes]:
         """Yield a chunked body with its framing, many chunks at a time. Raises as blocks() does."""
@@ -4054,7 +4162,11 @@ class EngineReply:
                 scanner.feed(block)
                 yield block
         except (OSError, ValueError) as e:
-            raise EngineDown(f"the answer of the engine on {self.host} broke off: {e!r}") from e
+            raise self._broken(repr(e)) from e
+
+    def _broken(self, why: str) -> EngineDown:
+        self._on_spent = None  # nothing else may come this way
+        return EngineDown(f"the answer of the engine on {self.host} broke off: {why}")
 
     def read(self) -> bytes:
         """Return the whole body and close. Raises EngineDown."""
@@ -4124,7 +4236,7 @@ class Upload:
                     pass  # a client may hear the answer only when it has sent all
 
 
-def dial_agent(agent: HostPort, what: str, timeout_s: float = 5.0) -> socket.socket:
+def dial_agent(agent: HostPort, what: str, timeout_s: float) -> socket.socket:
     """Return a tunnel to "engine" or "NAME:PORT" on an agent's host. Raises OSError."""
     sock = dial(agent, timeout_s)
     try:
@@ -4146,7 +4258,10 @@ def dial_agent(agent: HostPort, what: str, timeout_s: float = 5.0) -> socket.soc
 
 
 class Engine:
-    """One host's engine. Every call raises EngineDown when it cannot be reached."""
+    """One host's engine. Every call raises EngineDown when it cannot be reached.
+
+    tunnels: where connections wait to be used again, and are ended when the host is lost.
+    """
 
     def __init__(self, host: Host, tunnels: Tunnels | None = None) -> None:
         self.host, self._tunnels = host, tunnels
@@ -4159,12 +4274,14 @@ class Engine:
         body: bytes | Body | Iterable[bytes] = b"",
         timeout_s: float | None = None,
         on_cut: OnCut | None = None,
+        reach_s: float = REACH_S,
     ) -> EngineReply:
         """Return the answer as soon as its head is there.
 
         timeout_s: for each wait of head and body, None for streams. on_cut: is given, before the
-        head is waited for, what ends the request.
-        Raises EngineDown, and BadRequest when the given body breaks off.
+        head is waited for, what ends the request. reach_s: to get through to the engine.
+        Raises EngineAway when nothing was sent, EngineDown when the answer does not come, and
+        BadRequest when the given body breaks off.
         """
         ask = functools.partial(self._ask, method, target, list(headers), body, timeout_s, on_cut)
         empty = body.finished if isinstance(body, Body) else body == b""
@@ -4176,9 +4293,12 @@ class Engine:
                 if method not in ("GET", "HEAD") or not empty:
                     raise
         try:
-            return ask(Turn(dial_agent(self.host.agent, "engine")))
+            sock = dial_agent(self.host.agent, "engine", reach_s)
         except OSError as e:
-            raise self._down(e) from e
+            raise EngineAway(self._why(e)) from e
+        if self._tunnels:
+            self._tunnels.add(sock)
+        return ask(Turn(sock))
 
     def _ask(
         self,
@@ -4201,7 +4321,7 @@ class Engine:
             turn.let_go().close()
             if upload and upload.fault:
                 raise upload.fault from e
-            raise self._down(e) from e
+            raise EngineDown(self._why(e)) from e
         except BaseException:
             turn.let_go().close()
             raise
@@ -4241,8 +4361,8 @@ class Engine:
         send_request(sock, method, target, [*headers, framing])
         return Upload(sock, body, not counted)
 
-    def _down(self, cause: OSError) -> EngineDown:
-        return EngineDown(
+    def _why(self, cause: OSError) -> str:
+        return (
             f"the engine on {self.host.name} ({self.host.ip}) cannot be reached: {cause}; "
             f"what runs on other hosts goes on; on {self.host.name} try: arpanet slave status"
         )
@@ -4253,14 +4373,23 @@ class Engine:
 # thread "watch" replaces the view; a request takes it once and uses that.
 
 SYNC_S = 5.0
+READ_S = 2.0  # how long a listing waits for the masters' majority before it goes without
+SHUN_S = 10.0
+QUORUM_S = 0.5
+UNSURE_S = 60  # how long a name waits for what an engine may still make
 
 
 class Making:
-    """The containers that this master is making, so that those asked for at once spread too."""
+    """The containers that this master is making, so that those asked for at once spread too.
+
+    Also the hosts that did not answer, which get no new ones for SHUN_S unless there is no other:
+    a machine that has died is known to be down only when its lease has run out.
+    """
 
     def __init__(self) -> None:
         self._claims: dict[str, NameEntry] = {}
-        self._lock = threading.Lock()  # guards _claims
+        self._shunned: dict[str, float] = {}  # host: until when
+        self._lock = threading.Lock()  # guards both
 
     def place(
         self,
@@ -4271,11 +4400,22 @@ class Making:
         policy: Policy = SPREAD,
     ) -> Placement:
         """Return the host for a container, which is in the making from now on. Raises NoRoom."""
+        now = time.monotonic()
         with self._lock:
+            shunned = {host for host, until in self._shunned.items() if until > now}
             self._claims.pop(wish.name, None)  # it may come again, when others were first
-            placed = place(view, wish, pins, self._claims, images, policy)
+            placed = place(view, wish, pins, self._claims, images, policy, shunned)
             self._claims[wish.name] = NameEntry(placed.host, "", wish.needs)
             return placed
+
+    def shun(self, name: str) -> bool:
+        """Note that the host of a name did not answer; return whether that is news."""
+        now = time.monotonic()
+        with self._lock:
+            host = self._claims[name].host
+            known = self._shunned.get(host, 0.0) > now
+            self._shunned[host] = now + SHUN_S
+        return not known
 
     def done(self, name: str) -> None:
         """Forget a name: its container is in the view, or will never be."""
@@ -4358,14 +4498,17 @@ class Node:
         self.pull_hosts: Recent[str] = Recent(1000)  # image: host that a create waits on
         self.settled: Recent[ImageEntry] = Recent()  # "HOST NAME": what the name was seen to mean
         self.making = Making()
-        self.answers = Answers()
         self.tunnels = Tunnels()
+        self.answers = Answers()
         self._revision = SharedRead(mesh.read_revision)
+        self._revision_soon = SharedRead(functools.partial(mesh.read_revision, READ_S))
         self.presence: Lease | None = None
         self.report: Callable[[], dict[str, Any]] = dict
         self.facts: Callable[[], dict[str, Any]] = dict
         self.host_facts: Callable[[], dict[str, Any]] = dict
+        self.on_lost: Callable[[str], None] = lambda _ip: None  # a host is down, which lived
         self._moved = threading.Condition()  # guards the replacement of view, for waiters
+        self._quorum, self._quorum_due = True, 0.0  # a race of two askers costs one more read
 
     @property
     def policy(self) -> Policy:
@@ -4408,9 +4551,17 @@ class Node:
         self._set_view(apply_changes(self.view, revision, changes))
 
     def _set_view(self, view: View) -> None:
+        before = self.view
         with self._moved:
             self.view = view
             self._moved.notify_all()
+        if view.alive is before.alive:
+            return
+        for name in before.alive.keys() - view.alive.keys():
+            if name in before.hosts:
+                log.warning("host %s is down", name)
+                self.tunnels.cut(before.hosts[name].ip)
+                self.on_lost(before.hosts[name].ip)
 
     def wait_view(self, revision: int, timeout_s: float = SYNC_S) -> View:
         """Return the view once it is as of a revision or later. Raises MeshDown."""
@@ -4428,20 +4579,52 @@ class Node:
             self._moved.wait_for(lambda: self.view is not view or self.stop.is_set(), timeout_s)
             return self.view
 
-    def sync_view(self) -> View:
-        """Return a view that holds all that was acknowledged before this call. Raises MeshDown."""
-        return self.wait_view(self._revision.get())
+    def sync_view(self, *, patient: bool = True) -> View:
+        """Return a view that holds all that was acknowledged before this call.
+
+        patient: wait for a majority longer than READ_S. Raises MeshDown.
+        """
+        return self.wait_view((self._revision if patient else self._revision_soon).get())
+
+    def has_quorum(self) -> bool:
+        """Return whether etcd answered just now; it is asked twice a second at most."""
+        now = time.monotonic()
+        if now > self._quorum_due:
+            self._quorum_due = now + QUORUM_S
+            try:
+                self.mesh.read_revision(QUORUM_S)
+                self._quorum = True
+            except MeshDown:
+                self._quorum = False
+        return self._quorum
+
+    @property
+    def arpanet(self) -> str:
+        """Return the name that tells this arpanet from others, "" until it was read."""
+        return self.mesh.mark.partition("/")[0]
+
+    def master_ips(self) -> list[str]:
+        return [endpoint.rpartition(":")[0] for endpoint in self.mesh.endpoints]
+
+    def engine(self, host: Host) -> Engine:
+        """Return a host's engine; what waits for it is ended when the host is lost."""
+        return Engine(host, self.tunnels)
 
     def require_engine(self, view: View, name: str) -> Engine:
-        """Return a living host's engine. Raises EngineDown."""
+        """Return a living host's engine. Raises EngineAway."""
         host = view.hosts.get(name)
+        where = f"{name} ({host.ip})" if host else name
         if host is None or name not in view.alive:
-            where = f" ({host.ip})" if host else ""
-            raise EngineDown(
-                f"host {name}{where} is down; its containers stay listed until it is back, "
+            raise EngineAway(
+                f"host {where} is down; its containers stay listed until it is back, "
                 f"or until someone types there: arpanet slave leave"
             )
-        return Engine(host, self.tunnels)
+        if view.alive[name]:
+            raise EngineAway(
+                f"host {where} cannot be used: {view.alive[name]}; on {name} "
+                "try: systemctl restart docker"
+            )
+        return self.engine(host)
 
 
 def publish(node: Node, host: Host, container_id: str) -> None:
@@ -4858,11 +5041,12 @@ class Connection:
         self.start(early_to_far, early_to_near)
 
     def has_reached(self, host: str) -> bool:
-        """Return whether the far side is at this IP."""
+        """Return whether the far side is at this IP, or with "" at a unix socket."""
         try:
-            return bool(self.far.getpeername()[0] == host)
-        except (OSError, IndexError):  # closed, or a unix socket without a name
+            peer = self.far.getpeername()
+        except OSError:  # closed
             return False
+        return bool(host == (peer[0] if isinstance(peer, tuple) else ""))
 
     def rearm(self) -> None:
         """Tell epoll what is waited for, where that changed."""
@@ -5272,7 +5456,10 @@ class Pump:
         self._begin((near, far), start, connection.abort)
 
     def cut(self, host: str) -> None:
-        """Reset the connections that were dialled to this IP: its machine is known to be dead."""
+        """Reset the connections that were dialled to this IP, or with "" to a unix socket.
+
+        What is there is known not to answer, and would keep its peers waiting.
+        """
         self._call(lambda: self._cut(host))
 
     def _call(self, call: Callable[[], None]) -> None:
@@ -5431,6 +5618,12 @@ class Reply(NamedTuple):
     stream: Iterator[bytes] | None = None
     engine: EngineReply | None = None
 
+    @property
+    def is_brief(self) -> bool:
+        """Return whether it is all there, or soon will be."""
+        counted = self.engine is None or self.engine.response.length is not None
+        return self.stream is None and counted and not (self.engine and self.engine.is_hijack)
+
 
 JSON = (("Content-Type", "application/json"),)
 
@@ -5496,7 +5689,7 @@ class Call:
     def view_for_read(self) -> View:
         """Return an up-to-date view; without quorum the one we have, with a warning."""
         try:
-            return self.node.sync_view()
+            return self.node.sync_view(patient=False)
         except MeshDown as e:
             self.warning = f'199 arpanet "may be stale: {str(e)[:200]}"'
             return self.node.view
@@ -5619,7 +5812,7 @@ def change_in_turn(view: View, users: set[str], method: str, target: str) -> lis
     return answers
 
 
-def first_engine(view: View) -> Engine:
+def first_engine(node: Node, view: View) -> Engine:
     """Return the engine for what any can do. Raises EngineDown.
 
     The order is fixed, so that what belongs together (a build's requests) comes together.
@@ -5627,12 +5820,14 @@ def first_engine(view: View) -> Engine:
     hosts = view.living_hosts()
     if not hosts:
         raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
-    return Engine(hosts[0])
+    return node.engine(hosts[0])
 
 
 def pass_first(call: Call) -> Reply:
     """Pass a request on to the first engine: a login, a search, a part of a build."""
-    return Reply(engine=call.send(first_engine(call.view_for_read()), call.target(), slow=True))
+    return Reply(
+        engine=call.send(first_engine(call.node, call.view_for_read()), call.target(), slow=True)
+    )
 
 
 def good_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
@@ -5688,7 +5883,7 @@ def get_info(call: Call) -> Reply:
         },
         Warnings=[f"{h}: {w}" for h, i in infos.items() for w in i.get("Warnings") or ()]
         + [f"{h}: {answers[h]}" for h in sorted(answers) if h not in infos]
-        + [f"{h}: the host is down" for h in sorted(view.hosts) if h not in view.alive],
+        + [f"{h}: {view.trouble(h)}" for h in sorted(view.hosts) if view.trouble(h)],
     )
     return json_reply(info)
 
@@ -5737,7 +5932,12 @@ def open_streams(call: Call, view: View, target: str) -> list[HostEvents]:
     asked = gather(
         {
             h.name: functools.partial(
-                Engine(h).send, call.method, target, headers, payload, on_cut=call.on_hangup
+                call.node.engine(h).send,
+                call.method,
+                target,
+                headers,
+                payload,
+                on_cut=call.on_hangup,
             )
             for h in view.living_hosts()
         }
@@ -5878,7 +6078,7 @@ class EventSources(Sources):
             seconds, nanos = divmod(self._last[host.name][0].get("timeNano", 0), 10**9)
             query["since"] = f"{seconds}.{nanos:09}"
         target = f"{self._path}?{urllib.parse.urlencode(query)}"
-        reply = Engine(host).send("GET", target, on_cut=self._on_cut)
+        reply = self._call.node.engine(host).send("GET", target, on_cut=self._on_cut)
         if reply.status >= 400:
             reply.read_json()  # raises the engine's words
         return reply
@@ -5980,7 +6180,7 @@ def inspect_container(call: Call) -> Reply:
     container = call.container()
     details = call.forward(container).read_json()
     host = call.node.view.hosts[container.host]
-    details["Name"] = f"{details['Name']}@{container.host}"
+    details["Name"] = f"/{shown_name(call.node.view, container)}"
     details["Host"] = {"Name": host.name, "IP": host.ip}
     links = [f"/{k.target}:{details['Name'].partition('@')[0]}/{k.alias}" for k in container.links]
     if links:
@@ -6269,21 +6469,48 @@ def create_container(call: Call) -> Reply:
 
 
 def make_container(call: Call, view: View, wish: CreateWish, body: dict[str, Any]) -> Reply:
-    """Choose a host, claim the name, make links and volumes, and have the engine create."""
-    targets = require_link_targets(view, wish)
+    """Make links, choose a host and have it create; one that is not reached is given up."""
+    links = describe_links(call, view, wish, require_link_targets(view, wish))
+    while True:
+        try:
+            return make_somewhere(call, view, wish, body, links)
+        except EngineAway as e:
+            if not call.node.making.shun(wish.name):
+                raise
+            log.info("%s goes to another host: %s", wish.name, e)
+            view = call.view_for_change()
+
+
+def make_somewhere(
+    call: Call, view: View, wish: CreateWish, body: dict[str, Any], links: Sequence[LinkTarget]
+) -> Reply:
+    """Choose a host, claim name and volumes, and have the engine create.
+
+    Raises EngineAway when the host was not reached. After Unsure the name stays reserved a while.
+    """
     with contextlib.ExitStack() as undo:
         placed, claim = place_create(call, view, wish, undo)
         host = placed.host
-        links = describe_links(call, view, wish, targets)
-        resolvers = name_resolvers(call.node, view, wish, host)
-        reason = f"{host}: {placed.reason}" if placed.asked else ""
-        asked = create_body(body, wish, links, resolvers, reason)
-        made = create_on(call, host, wish, asked).read_json()
-        keep_created(call, claim, wish, host, made["Id"])
+        try:
+            resolvers = name_resolvers(call.node, view, wish, host)
+            reason = f"{host}: {placed.reason}" if placed.asked else ""
+            made = create_on(call, host, wish, create_body(body, wish, links, resolvers, reason))
+            keep_created(call, claim, wish, host, made["Id"])
+        except Unsure:
+            undo.close()
+            reserve_name(call.node, wish.name, host)
+            raise
         undo.pop_all()
     publish(call.node, view.hosts[host], made["Id"])
     made["Warnings"] = (made.get("Warnings") or []) + link_warnings(links)
     return json_reply(made, 201)
+
+
+def reserve_name(node: Node, name: str, host: str) -> None:
+    """Keep a name for what an engine may still make; it goes free by itself when none is made."""
+    value = dump_json({"host": host, "id": "", "token": secrets.token_hex(8)})
+    with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
+        node.mesh.claim(key_of("names", name), value, lease=node.mesh.grant(UNSURE_S))
 
 
 def name_resolvers(node: Node, view: View, wish: CreateWish, host: str) -> list[str]:
@@ -6421,7 +6648,21 @@ def link_warnings(targets: Sequence[LinkTarget]) -> list[str]:
     ]
 
 
-def create_on(call: Call, host: str, wish: CreateWish, body: Mapping[str, Any]) -> EngineReply:
+def create_on(call: Call, host: str, wish: CreateWish, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the engine made. Raises its error; Unsure when its answer was lost."""
+    try:
+        made: dict[str, Any] = ask_create(call, host, wish, body).read_json()
+    except EngineAway:
+        raise
+    except EngineDown as e:
+        raise Unsure(
+            f"{wish.name} may or may not have been made on {host}, whose engine fell silent: {e}; "
+            f"see: docker ps -a --filter name={wish.name}"
+        ) from e
+    return made
+
+
+def ask_create(call: Call, host: str, wish: CreateWish, body: Mapping[str, Any]) -> EngineReply:
     """Have the engine create; an image that another host has is brought here first.
 
     Raises the engine's error; 404 when no host has the image, so that the client pulls.
@@ -6431,7 +6672,7 @@ def create_on(call: Call, host: str, wish: CreateWish, body: Mapping[str, Any]) 
     query = dict(urllib.parse.parse_qsl(call.query_text), name=wish.name)
     target = f"{call.prefix}/containers/create?{urllib.parse.urlencode(query)}"
     headers = [("Content-Type", "application/json")]
-    reply = engine.send("POST", target, headers, dump_json(body))
+    reply = engine.send("POST", target, headers, dump_json(body), reach_s=TRY_REACH_S)
     if reply.status != 404:
         return reply
     try:
@@ -6477,7 +6718,7 @@ def bring_image(
     if not have:
         return False
     log.info("moving image %s from %s to %s", image, have[0], engine.host.name)
-    source = Engine(view.hosts[have[0]]).send("GET", f"{path}/get")
+    source = call.node.engine(view.hosts[have[0]]).send("GET", f"{path}/get")
     with contextlib.closing(source):
         if source.status != 200:
             return False
@@ -6670,11 +6911,11 @@ def make_images(call: Call, engine: Engine, names: Collection[str] = ()) -> Repl
 
 def build_image(call: Call) -> Reply:
     """Build on the first host, also what BuildKit does in several requests."""
-    return make_images(call, first_engine(call.view_for_read()), call.query.get("t", ()))
+    return make_images(call, first_engine(call.node, call.view_for_read()), call.query.get("t", ()))
 
 
 def load_images(call: Call) -> Reply:
-    return make_images(call, first_engine(call.view_for_read()))
+    return make_images(call, first_engine(call.node, call.view_for_read()))
 
 
 def pull_image(call: Call) -> Reply:
@@ -6682,11 +6923,11 @@ def pull_image(call: Call) -> Reply:
     view = call.view_for_change()
     if not call.text("fromImage"):  # an import: each makes a new id, so it is made once
         name = join_tag(call.text("repo"), call.text("tag"))
-        return make_images(call, first_engine(view), [name] if name else ())
+        return make_images(call, first_engine(call.node, view), [name] if name else ())
     reference = join_tag(call.text("fromImage"), call.text("tag"))
     host = call.node.pull_hosts.pop(with_tag(reference))
-    if host in view.alive:
-        return make_images(call, call.node.require_engine(view, str(host)))
+    if host and not view.trouble(host):
+        return make_images(call, call.node.require_engine(view, host))
     streams = open_streams(call, view, call.target())
 
     def lines() -> Iterator[bytes]:
@@ -6702,7 +6943,7 @@ def pass_image(call: Call) -> Reply:
     """Pass a push on to a host that has the image; if none has it, any engine says so."""
     view = call.view_for_read()
     have = find_image_hosts(view, call.params["image"])
-    engine = call.node.require_engine(view, have[0]) if have else first_engine(view)
+    engine = call.node.require_engine(view, have[0]) if have else first_engine(call.node, view)
     return Reply(engine=call.send(engine, call.target(), slow=True))
 
 
@@ -6714,7 +6955,9 @@ def save_images(call: Call) -> Reply:
     missing = [image for image, hosts in have.items() if not hosts]
     if missing or not wanted:  # the engine's words
         query = urllib.parse.urlencode([("names", image) for image in missing[:1]])
-        return Reply(engine=call.send(first_engine(view), f"{call.prefix}/images/get?{query}"))
+        return Reply(
+            engine=call.send(first_engine(call.node, view), f"{call.prefix}/images/get?{query}")
+        )
     count = collections.Counter(host for hosts in have.values() for host in hosts)
     best = min(count, key=lambda host: (-count[host], host))
     engine = call.node.require_engine(view, best)
@@ -6777,7 +7020,7 @@ def receive(call: Call, host: Host) -> Iterator[dict[str, Any]]:
 
     def bring() -> None:
         try:
-            image, engine = call.params["image"], Engine(host)
+            image, engine = call.params["image"], call.node.engine(host)
             bring_image(call, image, engine, lambda size: news.put({"moved_bytes": size}))
             news.put({"done": "received"})
         except (ArpanetError, OSError) as e:
@@ -6866,7 +7109,7 @@ def create_network(call: Call) -> Reply:
     name = str(body.get("Name") or "")
     view = call.view_for_change()
     if name in STANDARD_NETWORKS or not name.strip():  # the engine's words for its refusal
-        made = first_engine(view).fetch("POST", f"{call.prefix}/networks/create", body)
+        made = first_engine(call.node, view).fetch("POST", f"{call.prefix}/networks/create", body)
         return json_reply(made, 201)
     key = key_of("networks", name)
     row = {"create": body, "token": secrets.token_hex(8)}  # never equal to another create's row
@@ -7035,6 +7278,13 @@ def get_host_facts(call: Call) -> Reply:
     return json_reply(call.node.host_facts())
 
 
+def get_masters(call: Call) -> Reply:
+    """Answer a client that looks for a master: is this one any good, and which are there."""
+    node = call.node
+    facts = {"arpanet": node.arpanet, "masters": node.master_ips()}
+    return json_reply({**facts, "quorum": node.has_quorum()})
+
+
 def get_hosts(call: Call) -> Reply:
     """List all hosts, or describe the one in the path."""
     view, name = call.view_for_read(), call.params.get("host", "")
@@ -7091,6 +7341,7 @@ ROUTES = (
     Route("GET", "/version", get_version, "merged"),
     Route("GET", "/info", get_info, "merged"),
     Route("GET", "/events", get_events, "merged"),
+    Route("GET", "/arpanet/masters", get_masters, "answered"),
     Route("GET", "/arpanet/status", get_status, "answered"),
     Route("GET", "/arpanet/doctor", get_facts, "answered"),
     Route("GET", "/arpanet/doctor/hosts", get_host_facts, "answered"),
@@ -7228,6 +7479,16 @@ def check_api(prefix: str, versions: ApiRange) -> None:
         )
 
 
+def silent_masters(node: Node) -> str:
+    """Return which masters do not answer, as the end of a sentence, "" when none is known."""
+    try:
+        silent = [m for m in node.report().get("masters", ()) if not m["answers"]]
+    except MeshDown:
+        return "; not even this machine's etcd answers"
+    names = ", ".join(f"{m['name'] or '?'} ({m['ip']})" for m in silent)
+    return f"; missing: {names}" if names else ""
+
+
 def answer(call: Call) -> Reply:
     """Return the reply to a call; the only place that makes the body of an error."""
     try:
@@ -7237,10 +7498,34 @@ def answer(call: Call) -> Reply:
         return handler(call)
     except ArpanetError as e:
         log.debug("%s %s: %s", call.method, call.path, e)
-        return json_reply({"message": str(e)}, e.status)
+        missing = silent_masters(call.node) if isinstance(e, MeshDown) else ""
+        return json_reply({"message": f"{e}{missing}"}, e.status)
     except Exception:
         log.exception("internal error in %s %s", call.method, call.path)
         return json_reply({"message": "internal error; the log of the master says more"}, 500)
+
+
+class Busy:
+    """Counts the requests that are being answered, so that they can end before a master stops."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = threading.Condition()  # guards _count
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Return when none is left, or after GRACE_S: what is cut off then fails loudly."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._count == 0, GRACE_S):
+                log.warning("broke off %d requests", self._count)
 
 
 class HangupWatch:
@@ -7274,6 +7559,8 @@ class HangupWatch:
                 self._epoll.unregister(fd)
             return actions
 
+
+GRACE_S = 5.0
 
 # ---- clients, before they ask and between their requests
 
@@ -7565,8 +7852,22 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         self._linger(iter(functools.partial(self.connection.recv, BLOCK_BYTES), b""))
 
     def _serve(self, call: Call, body: Body) -> None:
-        reply = answer(call)
-        if not (body.finished or reply.engine):  # unread, it would be taken for the next request
+        if self._is_gone():
+            self.close_connection = True
+            return
+        with contextlib.ExitStack() as busy:
+            busy.enter_context(self.server.busy)
+            reply = answer(call)
+            if not reply.is_brief:
+                busy.close()  # a stream may last for ever
+            self._send_reply(call, reply)
+        if not body.idle.is_set():
+            self._await_upload(body)
+        elif not body.finished:
+            self._linger(body.blocks())
+
+    def _send_reply(self, call: Call, reply: Reply) -> None:
+        if not (call.body.finished or reply.engine):  # unread, it'd be taken for the next request
             self.close_connection = True
         try:
             self._send(reply, call)
@@ -7577,13 +7878,15 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
             for end in self.server.hangups.forget(self.connection.fileno()):
                 end()  # also what a failed write has told us before the watch did
             if reply.engine and not reply.engine.is_hijack:
-                if not body.idle.is_set():
+                if not call.body.idle.is_set():
                     reply.engine.cut()  # an upload that the engine no longer reads ends too
                 reply.engine.close()
-        if not body.idle.is_set():
-            self._await_upload(body)
-        elif not body.finished:
-            self._linger(body.blocks())
+
+    def _is_gone(self) -> bool:
+        """Return whether the client has reset the connection: it was told that this failed."""
+        poll = select.poll()
+        poll.register(self.connection, 0)
+        return bool(poll.poll(0))  # an error or a hang-up of both sides
 
     def _build_call(self, head: Head, body: Body) -> Call:
         target = re.sub(r"^https?://[^/]*", "", head.target)
@@ -7724,6 +8027,7 @@ class ApiServer(socketserver.TCPServer):
     ) -> None:
         super().__init__(address, ApiConnection)
         self.node, self.pump, self.hangups, self.lobby = node, pump, hangups, lobby
+        self.busy = Busy()
         self._resting = False  # since the last time that accept worked
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -7788,7 +8092,7 @@ ETCD_FLAGS = (
     *("--heartbeat-interval", "100", "--election-timeout", "1000"),
     *("--max-txn-ops", "1024", "--experimental-initial-corrupt-check=true"),
     *("--pre-vote", "--strict-reconfig-check", "--enable-v2=false"),
-    *("--grpc-keepalive-min-time", "1s"),  # the mesh pings every 2 s; the default allows 5 s
+    *("--grpc-keepalive-min-time", "1s"),  # the mesh pings every 1.2 s; the default allows 5 s
     *("--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn"),
 )
 # of PEX, Python, etcd and systemd, nothing may leak into etcd
@@ -8950,6 +9254,7 @@ def wait_alone(child: EtcdChild, wait_s: float = 60) -> None:
 # checks are pure, each a list of faults or one sentence that all is well.
 
 DIAL_S = 2.0
+ENGINE_S = 4.0  # after which an engine that does not answer counts as hung
 LEAST_FREE_BYTES = 500_000_000
 MOST_SKEW_S = 3.0
 
@@ -9047,7 +9352,7 @@ def facts_or_error(answer: Any) -> Facts:
 def ask_engine(path: str) -> str:
     """Return why this machine's engine does not answer, "" if it does."""
     try:
-        http_json(path, "GET", "/version", DIAL_S)
+        http_json(path, "GET", "/version", ENGINE_S)
     except (OSError, ArpanetError) as e:
         return f"no Docker Engine answers at {path}: {e}"
     return ""
@@ -9290,6 +9595,10 @@ class Publisher:
         self._queues[hash(container_id) % PUBLISHERS].put(container_id)
         return asked
 
+    def forget_all(self) -> None:
+        """Write all anew at the next publish_all(): what was written is gone."""
+        self._own = {}
+
     def publish_all(self) -> None:
         """Bring the mesh up to date with the engine's containers. Raises EngineDown, MeshDown."""
         view = self._node.sync_view()
@@ -9320,10 +9629,10 @@ class Publisher:
             return self._forget(container_id)
         record = dump_json(found)
         own = self._own.get(container_id)
+        self._hold_name(container_of(self._host, container_id, found))
         if own and own.record == record:
             return own.revision
         name = found["name"]
-        self._hold_name(name, container_id)
         revision = self._node.mesh.write(key_of("containers", self._host, container_id), record)
         self._own[container_id] = Published(record, name, revision)
         if own and own.name != name:
@@ -9348,29 +9657,21 @@ class Publisher:
         entry = self._node.mesh.read(key_of("names", name))
         if entry is None:
             return 0
-        holder = read_value(entry.value)
-        ours = (holder.get("host"), holder.get("id")) == (self._host, container_id)
+        ours = holder_of(entry.value) == NameEntry(self._host, container_id)
         return self._node.mesh.delete(entry.key, value=entry.value) if ours else 0
 
-    def _hold_name(self, name: str, container_id: str) -> None:
+    def _hold_name(self, container: Container) -> None:
         """See that the name is the container's: it may have been made without arpanet."""
-        known = self._node.view.names.get(name)
-        if known and (known.host, known.id) == (self._host, container_id):
+        view, name = self._node.view, container.name
+        known = view.names.get(name)
+        if known and (known.host, known.id) == (self._host, container.id):
             return
         key = key_of("names", name)
         entry = self._node.mesh.read(key)
-        if entry is None:
-            self._node.mesh.claim(key, self._name_value(container_id))
-            return
-        holder = read_value(entry.value)
-        if holder.get("host") != self._host or holder.get("id") not in ("", container_id):
-            log.warning(
-                "the name %s is taken by %s; the one here is %s@%s",
-                name,
-                holder.get("host"),
-                name,
-                self._host,
-            )
+        holder = holder_of(entry.value) if entry else None
+        if deserves_name(view, container, holder):
+            check = Check(key, mod_revision=entry.mod_revision if entry else 0)
+            self._node.mesh.commit([check], [Put(key, self._name_value(container.id))])
 
 
 def connect_engine(path: str, timeout_s: int = 30) -> Any:
@@ -9825,6 +10126,8 @@ class Agent:
             spawn(f"agent-{next(self._count)}", serve)
 
     def _find_address(self, what: str) -> Address:
+        if what == "engine" and self._slave.trouble:
+            raise EngineDown(self._slave.trouble)
         settings, find = self._node.settings, self._slave.links.router.find
         return find_target(find, settings.hostname, settings.docker_host, what)
 
@@ -9877,6 +10180,10 @@ class Slave:
         self.settings, self._stop, self._say = settings, stop, say
         self.machine = machine_id(settings)
         self.pump = Pump(stop)
+        self.trouble = ""  # what ails the engine; thread "engine" alone replaces it
+        self._volumes: frozenset[str] = frozenset()  # of the engine; thread main or events
+        self._seen = View()
+        self._conflicts: list[str] = []
         self._ending = contextlib.ExitStack()  # what was begun, the last of it on top
 
     def start(self) -> str:
@@ -9888,6 +10195,7 @@ class Slave:
         self._say(f"waiting for a master ({', '.join(masters)})")
         self.node = Node(settings, open_mesh(settings, masters, self._stop), self._stop)
         self._ending.callback(self.node.mesh.close)
+        self.node.on_lost = self.pump.cut
         self.node.follow()
         self._register()
         self.publisher = Publisher(self.node, self.engine, self._stop)
@@ -9907,20 +10215,43 @@ class Slave:
         Agent(self).start()
         self._make_networks()
         spawn("events", self._read_events, self._stop)
+        spawn("engine", self._watch_engine, self._stop)
         self.presence.start()
         where = f"{settings.hostname} ({settings.ip})"
         return f"slave {where} is on the network; see: arpanet slave status"
 
     def step(self) -> None:
-        """Write again what could not be written. Raises Renewed."""
+        """Write again what could not be written, and what others have let go. Raises Renewed."""
         self.node.require_current()
-        if self.publisher.behind.is_set():
-            self.publisher.behind.clear()
-            try:
+        if self.trouble:
+            return
+        try:
+            if self.publisher.behind.is_set():
+                self.publisher.behind.clear()
                 self.publisher.publish_all()
-            except (ArpanetError, futures.TimeoutError) as e:
-                self.publisher.behind.set()
-                log.debug("still behind: %s", e)
+            view = self.node.view
+            if view is not self._seen:
+                self._settle(view)
+                self._seen = view
+        except (ArpanetError, futures.TimeoutError) as e:
+            self.publisher.behind.set()
+            log.debug("still behind: %s", e)
+
+    def _settle(self, view: View) -> None:
+        """Claim the names and volumes of this host that nobody has. Raises EngineDown, MeshDown."""
+        if self.settings.hostname not in view.hosts:
+            log.warning("this host was told to leave while it could not hear it; it joins again")
+            self.publisher.forget_all()
+            self._list_anew()
+        for container in decide_names(view, self.settings.hostname):
+            self.publisher.ask(container.id)
+        if self._volumes - view.volumes.keys():
+            self._adopt_volumes()
+        conflicts = list_conflicts(view, self.settings.hostname)
+        for sentence in conflicts:
+            if sentence not in self._conflicts:
+                log.warning("%s", sentence)
+        self._conflicts = conflicts
 
     def close(self) -> None:
         self._ending.close()
@@ -9948,6 +10279,7 @@ class Slave:
             "version": __version__,
             "registered": self.presence.alive,
             "engine": dict(view.hosts[name].engine) if name in view.hosts else {},
+            "trouble": self.trouble,
             "masters": sorted(m.ip for m in view.masters.values()),
             "containers": len(here),
             "running": sum(c.running for c in here),
@@ -9962,6 +10294,46 @@ class Slave:
         }
         return {**complaints, **own_facts(self.node.view, self.settings, "slave")}
 
+    def _row(self) -> dict[str, Any]:
+        return {
+            "ip": self.settings.ip,
+            "agent_port": self.settings.agent_port,
+            "machine": self.machine,
+            "version": __version__,
+            "engine": engine_facts(self.engine),
+            "labels": dict(self.settings.label),
+        }
+
+    def _alive(self, trouble: str) -> dict[str, bytes]:
+        row = {"machine": self.machine, "trouble": trouble}
+        return {key_of("alive", self.settings.hostname): dump_json(row)}
+
+    def _watch_engine(self) -> None:
+        """Tell the others when the engine falls silent, and when it is back. Thread: engine."""
+        while not self._stop.wait(STEP_S):
+            trouble = ask_engine(self.settings.docker_host)
+            if bool(trouble) == bool(self.trouble):
+                continue
+            try:
+                if not trouble:
+                    self._list_anew()
+            except (ArpanetError, futures.TimeoutError) as e:
+                log.warning("the engine is back, but: %s", e)
+                continue
+            log.warning("%s", trouble or "the Docker Engine answers again")
+            self.trouble = trouble
+            self.presence.update(self._alive(trouble))
+            if trouble:
+                self.pump.cut("")  # who waits for an answer would wait for ever
+
+    def _list_anew(self) -> None:
+        """Publish all: the engine may be another than before. Raises EngineDown, MeshDown."""
+        row, known = self._row(), self.node.view.hosts.get(self.settings.hostname)
+        if known is None or row["engine"] != known.engine:
+            self.node.mesh.write(key_of("hosts", self.settings.hostname), dump_json(row))
+        self._adopt_volumes()
+        self.publisher.publish_all()
+
     def _register(self) -> None:
         """Put this host on the network. Raises Conflict when another machine has its name."""
         settings, mesh = self.settings, self.node.mesh
@@ -9972,21 +10344,18 @@ class Slave:
                 "machine another one (HOSTNAME=NAME arpanet slave start), or if that host is gone "
                 f"for good, type: arpanet slave leave --host {settings.hostname}"
             )
-        row = {
-            "ip": settings.ip,
-            "agent_port": settings.agent_port,
-            "machine": self.machine,
-            "version": __version__,
-            "engine": engine_facts(self.engine),
-            "labels": dict(settings.label),
-        }
-        key = key_of("hosts", settings.hostname)
-        if not known and mesh.claim(key, dump_json(row)) is None:
+        key, row = key_of("hosts", settings.hostname), dump_json(self._row())
+        if not known and mesh.claim(key, row) is None:
             self.node.sync_view()
             return self._register()
-        mesh.write(key, dump_json(row))
-        alive = {key_of("alive", settings.hostname): dump_json({"machine": self.machine})}
-        self.presence = Lease(mesh, alive, stop=self._stop, ttl_s=max(10, int(settings.lease_s)))
+        mesh.write(key, row)
+        self.presence = Lease(
+            mesh,
+            self._alive(""),
+            stop=self._stop,
+            ttl_s=max(10, int(settings.lease_s)),
+            is_same_owner=same_machine,
+        )
         self._ending.callback(self.presence.stop)
         self.presence.publish()
         self.node.wait_view(mesh.read_revision())
@@ -9996,8 +10365,9 @@ class Slave:
         """Pin the named volumes that are here to this host: arpanet may not have made them."""
         with engine_errors():
             volumes = (self.engine.volumes() or {}).get("Volumes") or ()
-        for volume in volumes:
-            self._adopt_volume(volume["Name"])
+        self._volumes = frozenset(v["Name"] for v in volumes if is_volume_name(v["Name"]))
+        for name in self._volumes:
+            self._adopt_volume(name)
 
     def _make_networks(self) -> None:
         """Make the networks that were made through arpanet while this host was away."""
@@ -10011,7 +10381,7 @@ class Slave:
                 log.warning("could not make the network %s here: %s", name, e)
 
     def _adopt_volume(self, name: str) -> None:
-        if name not in self.node.view.volumes and not re.fullmatch("[0-9a-f]{64}", name):
+        if name not in self.node.view.volumes:
             value = dump_json({"host": self.settings.hostname})
             self.node.mesh.claim(key_of("volumes", name), value)
 
@@ -10047,10 +10417,18 @@ class Slave:
             if action in ("connect", "disconnect") and container_id:
                 self.publisher.ask(container_id)
         elif event.get("Type") == "volume":
-            if action == "create":
+            if action == "create" and is_volume_name(actor["ID"]):
+                self._volumes |= {actor["ID"]}
                 self._adopt_volume(actor["ID"])
+            elif action == "destroy":
+                self._volumes -= {actor["ID"]}
         elif action in PUBLISH_ON or action == "health_status":
             self.publisher.ask(actor["ID"])
+
+
+def is_volume_name(name: str) -> bool:
+    """Return whether a volume was given a name: that of an anonymous one is 64 digits."""
+    return not re.fullmatch("[0-9a-f]{64}", name)
 
 
 def machine_id(settings: Settings) -> str:
@@ -10126,22 +10504,52 @@ def open_mesh(
     return Mesh(endpoints, stop=stop, on_members=remember, near=near)
 
 
+PING_EVERY_S, PING_S = 0.3, 0.6
+FIND_S = 3.0
+SILENT_S = 3.0  # of a master; then what waits for it is ended
+
+
+class MasterPing:
+    """What a client knows of one master, from asking it all the time."""
+
+    def __init__(self, master: HostPort) -> None:
+        self.master = master
+        self.rank = 2  # 0: it answers and has a majority, 1: it answers, 2: it is of no use
+        self.strange = False  # of another arpanet
+        self._heard_at = time.monotonic()
+
+    @property
+    def lost(self) -> bool:
+        """Return whether what waits for this master waits in vain."""
+        return self.rank == 2 and time.monotonic() > self._heard_at + SILENT_S
+
+    def ask(self) -> dict[str, Any]:
+        """Ask once; return what it says, {} if it is silent."""
+        try:
+            report = ask_ready(self.master, PING_S)
+        except (OSError, ArpanetError):
+            self.rank = 2
+            return {}
+        self.rank, self._heard_at = 0 if report["quorum"] else 1, time.monotonic()
+        return report
+
+
 class Client:
     """A unix socket that carries each connection to a living master."""
 
     def __init__(self, settings: Settings, stop: threading.Event, say: Say) -> None:
         self.settings, self._stop, self._say = settings, stop, say
         self.pump = Pump(stop)
-        self._masters: tuple[HostPort, ...] = ()  # the living ones first; replaced by thread ping
+        self._pings: tuple[MasterPing, ...] = ()
+        self._lock = threading.Lock()  # guards the growth of _pings
         self._arpanet = ""  # its name, once a master has said it
-        self._strangers: set[HostPort] = set()
 
     def start(self) -> str:
-        seeds = tuple(HostPort(ip, self.settings.api_port) for ip in known_masters(self.settings))
-        self._say(f"waiting for a master ({', '.join(map(str, seeds))})")
-        self._masters = seeds
+        seeds = known_masters(self.settings)
+        self._say(f"waiting for a master ({', '.join(seeds)})")
+        self._learn(seeds)
         backoff = Backoff()
-        while not self._ping():
+        while all(ping.rank == 2 for ping in self._pings):
             if backoff.wait(self._stop):
                 raise Unavailable("stopped before a master answered")
         path = self.settings.socket
@@ -10153,47 +10561,63 @@ class Client:
         os.chmod(path, 0o660)
         self.pump.start()
         self.pump.listen(listener)
-        spawn("ping", self._watch, self._stop)
-        return f"docker -H unix://{path} now reaches {len(self._masters)} masters"
+        return f"docker -H unix://{path} now reaches {len(self._pings)} masters"
 
     def step(self) -> None:
-        """Nothing is due: thread ping and the pump do the work."""
+        """Nothing is due: the threads ping-IP and the pump do the work."""
 
     def close(self) -> None:
         self.pump.stop()
         with contextlib.suppress(OSError):
             os.unlink(self.settings.socket)
 
-    def _watch(self) -> None:
-        while not self._stop.wait(STEP_S):
-            self._ping()
+    def _learn(self, ips: Iterable[str]) -> None:
+        """Begin to ask the masters that are new."""
+        with self._lock:
+            known = {ping.master.host for ping in self._pings}
+            fresh = [ip for ip in ips if ip not in known]
+            if not fresh:
+                return
+            pings = [MasterPing(HostPort(ip, self.settings.api_port)) for ip in fresh]
+            self._pings += tuple(pings)
+        remember_masters(self.settings, [*known, *fresh])
+        for ping in pings:
+            spawn(f"ping-{ping.master.host}", functools.partial(self._watch, ping), self._stop)
 
-    def _ping(self) -> bool:
-        """Put the masters that answer first; return whether one does."""
-        answers = gather({str(m): functools.partial(ask_status, m) for m in self._masters})
-        living = [m for m in self._masters if self._is_ours(m, answers[str(m)])]
-        known = dict.fromkeys(m for m in [*living, *self._masters] if m not in self._strangers)
-        for master in living:
-            for row in answers[str(master)]["masters"]:
-                known.setdefault(HostPort(row["ip"], self.settings.api_port))
-        if set(known) != set(self._masters):
-            remember_masters(self.settings, [m.host for m in known])
-        self._masters = tuple(known)
-        return bool(living)
+    def _is_ours(self, ping: MasterPing, arpanet: str) -> bool:
+        """Say whether a master is of the arpanet of the first that ever answered."""
+        self._arpanet = self._arpanet or arpanet
+        strange = arpanet not in ("", self._arpanet)
+        if strange:
+            ping.rank = 2
+            if not ping.strange:
+                log.warning("%s is the master of another arpanet, and is not used", ping.master)
+        ping.strange = strange or (ping.strange and not arpanet)
+        return not strange
 
-    def _is_ours(self, master: HostPort, answer: Any) -> bool:
-        """Say whether a master answered, and is of the arpanet of the first that ever did."""
-        name = "" if isinstance(answer, Exception) else answer.get("arpanet", "")
-        self._arpanet = self._arpanet or name
-        strange = name not in ("", self._arpanet)
-        if strange and master not in self._strangers:
-            log.warning("the master at %s is of another arpanet, and is not used", master)
-        (self._strangers.add if strange else self._strangers.discard)(master)
-        return not (strange or isinstance(answer, Exception))
+    def _watch(self, ping: MasterPing) -> None:
+        """Ask one master over and over; end what waits for it when others live. Thread: ping-IP."""
+        while True:
+            report = ping.ask()
+            if self._is_ours(ping, report.get("arpanet", "")):
+                self._learn(map(str, report.get("masters", ())))
+            if ping.lost and any(other.rank < 2 for other in self._pings):
+                self.pump.cut(ping.master.host)
+            if self._stop.wait(PING_EVERY_S):
+                return
 
     def _accepted(self, sock: socket.socket, _peer: Any, _listener: LinkListener) -> None:
-        first, *others = [Target(m) for m in self._masters]
-        self.pump.dial(sock, first, others=others, on_refusal=self._refuse)
+        spawn("carry", functools.partial(self._carry, sock))
+
+    def _carry(self, sock: socket.socket) -> None:
+        """Give a connection to a master that answers now: the last ping is old. Thread: carry."""
+        pings = [ping for ping in self._pings if not ping.strange]
+        masters = [ping.master for ping in sorted(pings, key=lambda ping: ping.rank)]
+        living = [ping.master for ping in pings if ping.rank < 2]
+        found, _ = race_masters(living or masters, PING_S)
+        first = found or masters[0]
+        others = [Target(master) for master in masters if master != first]
+        self.pump.dial(sock, Target(first), others=others, on_refusal=self._refuse)
 
     def _refuse(self, sock: socket.socket, why: str) -> None:
         """Answer a client's request: one that is answered before it has asked misses the words."""
@@ -10207,7 +10631,45 @@ def no_master_answer(why: str) -> bytes:
     return json_answer(503, {"message": words})
 
 
-def ask_status(master: HostPort, timeout_s: float = 1.0) -> dict[str, Any]:
+def ask_ready(master: HostPort, timeout_s: float) -> dict[str, Any]:
+    """Return whether a master has a majority, and which masters it knows; it answers at once.
+
+    Raises OSError, EngineError.
+    """
+    report = http_json(master, "GET", "/arpanet/masters", timeout_s)
+    if not isinstance(report, dict) or not {"quorum", "masters"} <= report.keys():
+        raise OSError(f"{master} is no arpanet master")
+    return report
+
+
+def race_masters(masters: Collection[HostPort], timeout_s: float) -> tuple[HostPort | None, str]:
+    """Return the first master that answers, and why others do not.
+
+    All are asked at once: one that hangs delays nothing. One without a majority is second choice.
+    """
+    answers: queue.SimpleQueue[tuple[HostPort, Any]] = queue.SimpleQueue()
+
+    def ask(master: HostPort) -> None:
+        try:
+            answers.put((master, ask_ready(master, timeout_s)["quorum"]))
+        except (OSError, ArpanetError) as e:
+            answers.put((master, e))
+
+    for master in masters:
+        spawn(f"ask-{master.host}", functools.partial(ask, master))
+    second, causes = None, []
+    for _ in masters:
+        master, answer = answers.get()
+        if answer is True:
+            return master, ""
+        if isinstance(answer, Exception):
+            causes.append(f"{master}: {answer}")
+        else:
+            second = second or master
+    return second, "; ".join(sorted(causes))
+
+
+def ask_status(master: HostPort, timeout_s: float = 3.0) -> dict[str, Any]:
     """Return a master's report. Raises OSError, EngineError."""
     report = http_json(master, "GET", "/arpanet/status", timeout_s)
     if not isinstance(report, dict) or "masters" not in report:
@@ -10236,16 +10698,36 @@ def member_place(settings: Settings) -> MemberPlace:
     )
 
 
+def report_hosts(view: View) -> list[dict[str, Any]]:
+    """Return what master status shows of the hosts."""
+    count = collections.Counter(c.host for c in view.containers.values())
+    running = collections.Counter(c.host for c in view.containers.values() if c.running)
+    return [
+        {
+            "name": h.name,
+            "ip": h.ip,
+            "alive": h.name in view.alive,
+            "trouble": view.trouble(h.name),
+            "version": h.version,
+            "engine": h.engine.get("version", ""),
+            "containers": count[h.name],
+            "running": running[h.name],
+        }
+        for _, h in sorted(view.hosts.items())
+    ]
+
+
 class Master:
     """Keeps this machine's etcd, its lease, and the Docker API."""
 
     def __init__(self, settings: Settings, stop: threading.Event, say: Say) -> None:
         self.settings, self._stop, self._say = settings, stop, say
         self.member = EtcdMember(member_place(settings), stop=stop, say=say)
-        self.pump = Pump(stop)
-        self.hangups = HangupWatch(stop)
-        self.lobby = Lobby(decide_limits(settings, raise_descriptors()), stop)
         self._news = ""  # what step() logged last
+        self._halt = threading.Event()  # set after stop, when the last requests are answered
+        self.pump = Pump(self._halt)
+        self.hangups = HangupWatch(self._halt)
+        self.lobby = Lobby(decide_limits(settings, raise_descriptors()), self._halt)
         self._ending = contextlib.ExitStack()  # what was begun, the last of it on top
 
     def start(self) -> str:
@@ -10260,10 +10742,10 @@ class Master:
             "so keep it on a private network"
         )
         etcd = HostPort(settings.ip, settings.etcd_port)
-        mesh = open_mesh(settings, (settings.ip,), self._stop, near=etcd)
-        self.node = Node(settings, mesh, self._stop)
+        mesh = open_mesh(settings, (settings.ip,), self._halt, near=etcd)
+        self.node = Node(settings, mesh, self._halt)
         self._ending.callback(self.node.mesh.close)
-        self.node.report = self.report
+        self.node.report, self.node.on_lost = self.report, self.pump.cut
         self.node.facts = self.facts
         self.node.host_facts = lambda: ask_host_facts(self.node.view)
         self.node.follow()
@@ -10271,11 +10753,13 @@ class Master:
         self._register()
         self.pump.start()
         self._ending.callback(self.pump.stop)
-        spawn("hangup", self.hangups.run, self._stop)
-        spawn("lobby", self.lobby.run, self._stop)
+        self._ending.callback(self._halt.set)
+        spawn("hangup", self.hangups.run, self._halt)
+        spawn("lobby", self.lobby.run, self._halt)
         for address in addresses:
             endpoint = HostPort(address, settings.api_port)
             server = ApiServer(endpoint, self.node, self.pump, self.hangups, self.lobby)
+            self._ending.callback(server.busy.drain)
             spawn(f"accept-{address}", server.serve_forever, self._stop)
             self._ending.callback(server.server_close)
             self._ending.callback(server.shutdown)
@@ -10319,6 +10803,9 @@ class Master:
 
     def step(self) -> None:
         """Keep etcd going; what goes wrong with it is tried again. Raises Renewed."""
+        if self._halt.is_set():  # a thread died of a fault
+            self._stop.set()
+            return
         self.node.tunnels.expire()
         try:
             news = self.member.step()
@@ -10335,8 +10822,6 @@ class Master:
     def report(self) -> dict[str, Any]:
         """Return what master status shows. Thread: api-N."""
         view = self.node.view
-        count = collections.Counter(c.host for c in view.containers.values())
-        running = collections.Counter(c.host for c in view.containers.values() if c.running)
         names = {m.ip: m for m in view.masters.values()}
         masters = [
             {
@@ -10353,20 +10838,13 @@ class Master:
             }
             for row in self.member.status()
         ]
-        hosts = [
-            {
-                "name": h.name,
-                "ip": h.ip,
-                "alive": h.name in view.alive,
-                "version": h.version,
-                "engine": h.engine.get("version", ""),
-                "containers": count[h.name],
-                "running": running[h.name],
-            }
-            for _, h in sorted(view.hosts.items())
-        ]
-        name = self.node.mesh.mark.partition("/")[0]
-        return {"version": __version__, "arpanet": name, "masters": masters, "hosts": hosts}
+        return {
+            "version": __version__,
+            "arpanet": self.node.arpanet,
+            "masters": masters,
+            "hosts": report_hosts(view),
+            "conflicts": list_conflicts(view),
+        }
 
     def facts(self) -> dict[str, Any]:
         """Return what doctor wants to know of this master. Thread: api-N."""
@@ -10386,7 +10864,7 @@ class Master:
         self.presence = Lease(
             self.node.mesh,
             {key_of("masters", settings.hostname): dump_json(row)},
-            stop=self._stop,
+            stop=self._halt,
             ttl_s=max(10, int(settings.lease_s)),
             is_same_owner=same_machine,
         )
@@ -10713,24 +11191,20 @@ def take_over(role: str, settings: Settings) -> int:
 
 
 def find_master(settings: Settings) -> HostPort:
-    """Return a master that answers. Raises Unavailable that names those asked."""
-    own = [HostPort("127.0.0.1", settings.api_port)]
+    """Return a master that answers. Raises MeshDown that names those asked."""
+    own = ["127.0.0.1"]
     try:
-        known = [HostPort(ip, settings.api_port) for ip in known_masters(settings)]
+        known = list(known_masters(settings))
     except Usage:
         known = []
-    causes = []
-    for master in [*own, *known] if not settings.masters else [*known, *own]:
-        try:
-            ask_status(master, 3.0)
-        except (OSError, ArpanetError) as e:
-            causes.append(f"{master}: {e}")
-        else:
-            return master
-    raise MeshDown(
-        f"no master answers ({'; '.join(causes)}); start one: arpanet master start, "
-        "or say where they are: ARPANET_MASTERS=IP,IP"
-    )
+    ips = dict.fromkeys([*known, *own] if settings.masters else [*own, *known])
+    found, causes = race_masters([HostPort(ip, settings.api_port) for ip in ips], FIND_S)
+    if found is None:
+        raise MeshDown(
+            f"no master answers ({causes}); start one: arpanet master start, "
+            "or say where they are: ARPANET_MASTERS=IP,IP"
+        )
+    return found
 
 
 def show_master(settings: Settings, as_json: bool) -> int:
@@ -10770,6 +11244,10 @@ def describe_troubles(report: Mapping[str, Any]) -> Iterator[str]:
             f"the master at {ip} is of another arpanet; if that is a mistake, there: arpanet "
             "master stop, remove etcd and master.json in its state directory, start it with --peers"
         )
+    yield from report["conflicts"]
+    for h in report["hosts"]:
+        if h["alive"] and h["trouble"]:
+            yield f"on {h['name']} {h['trouble']}; there: systemctl restart docker"
     down = [h["name"] for h in report["hosts"] if not h["alive"]]
     if down:
         yield (
@@ -10807,7 +11285,7 @@ def show_master_report(report: Mapping[str, Any]) -> None:
     print_line("")
     rows = [("HOST", "ADDRESS", "STATE", "CONTAINERS", "RUNNING", "ARPANET", "ENGINE")]
     for h in report["hosts"]:
-        state = "up" if h["alive"] else "down"
+        state = "down" if not h["alive"] else "no engine" if h["trouble"] else "up"
         rows.append(
             (h["name"], h["ip"], state, h["containers"], h["running"], h["version"], h["engine"])
         )
@@ -10831,7 +11309,7 @@ def show_slave(settings: Settings, as_json: bool) -> int:
         print_line(json.dumps({"running": True, **report}, indent=2))
     else:
         show_slave_report(report)
-    return 0 if report["registered"] else 1
+    return 0 if report["registered"] and not report["trouble"] else 1
 
 
 def show_slave_report(report: Mapping[str, Any]) -> None:
@@ -10839,7 +11317,7 @@ def show_slave_report(report: Mapping[str, Any]) -> None:
     state = "on the network" if report["registered"] else "not on the network at the moment"
     print_line(f"{report['host']} ({report['ip']}) is {state}")
     print_line(f"masters: {', '.join(report['masters']) or 'none'}")
-    print_line(f"engine: {report['engine'].get('version', 'unknown')}")
+    print_line(f"engine: {report['trouble'] or report['engine'].get('version', 'unknown')}")
     print_line(f"containers: {report['containers']}, running: {report['running']}")
     if report["links"]:
         rows: list[Sequence[Any]] = [

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 FAILED = Path(__file__).parent / "lab" / "failed"
 HOSTS = ("h1", "h2", "h3")
 POLL_S = 0.05
+FAULT_ROW = "FAULT            HOST   TRIED  FAILED  GAP s  LOST  DOUBLED"
 
 
 def eventually(what: str, probe: Callable[[], T], within_s: float = 30.0) -> T:
@@ -61,6 +62,16 @@ def until(what: str, probe: Callable[[], T], within_s: float = 10.0) -> T:
 def pytest_configure() -> None:
     """Let a test run that is told to stop end all that it began, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what each fault did, as the tests noted it, also where they ran side by side."""
+    reports = [r for found in terminalreporter.stats.values() for r in found]
+    rows = [v for r in reports for k, v in getattr(r, "user_properties", ()) if k == "fault"]
+    if rows:
+        terminalreporter.section("what was lost, and what it did")
+        for row in (FAULT_ROW, *rows):
+            terminalreporter.line(row)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,52 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import HOSTS, docker, eventually, output, start_all
+from conftest import HOSTS, docker, eventually, output, start_all, until
+from faults import Client, compare, find_pids, kill, read_world, wait_well
 from lab import Host, Lab
-from test_losing_a_master import Work, kill_master, master_pid, wait_well
 
 STATE = "/var/lib/arpanet"
 BACKUP = f"{STATE}/backup"
+
+
+class Work:
+    """Clients at work, each through one master; none of their commands may fail."""
+
+    def __init__(self, net: Lab, vias: tuple[str, ...]) -> None:
+        self._net = net
+        self._clients = [
+            Client(net, f"work-{via}", ["docker", "-H", f"tcp://{net[via].ip}:8791"], {})
+            for via in vias
+        ]
+
+    def __enter__(self) -> Work:
+        for client in self._clients:
+            client.start()
+        self.wait_more(3)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.stop()
+
+    def wait_more(self, count: int) -> None:
+        """Block until each has done so many more commands."""
+        goals = [len(client.history) + count for client in self._clients]
+        for client, goal in zip(self._clients, goals, strict=True):
+            until("the work goes on", lambda c=client, g=goal: len(c.history) >= g, 120)  # type: ignore[misc]
+
+    def check(self) -> None:
+        """Compare what was acknowledged with what is there."""
+        history = [told for client in self._clients for told in client.history]
+        assert [told for told in history if not told.well] == []
+
+        def settled() -> None:
+            findings = compare(history, read_world(self._net))
+            assert not any(findings), findings
+
+        eventually("all is as it was told", settled, 20)
+
+
 QUOTA_MB = 32
 
 
@@ -33,7 +73,7 @@ def net(lab: Lab) -> Lab:
 def healthy(net: Lab) -> Iterator[None]:
     """Begin and end each test with three masters, three hosts and no container."""
     for host in net.hosts:
-        if not master_pid(host):
+        if not find_pids(host, "master"):
             others = ",".join(other.ip for other in net.hosts if other is not host)
             host.run(["arpanet", "master", "start", "--peers", others])
     wait_well(net)
@@ -117,7 +157,7 @@ def test_only_a_dead_master_is_removed_and_its_machine_joins_again_without_its_d
     refuse(net["h1"], "remove", "h3", code=1, said="h3 lives.*on it: arpanet master leave")
     refuse(net["h1"], "remove", "h9", code=1, said="no master h9; there are: h1, h2, h3")
     with Work(net, ("h1", "h2")) as work:
-        kill_master(net["h3"])
+        kill(net["h3"], "master")
 
         def is_removed() -> None:  # its lease runs for another 10 s
             master(net["h1"], "remove", "h3")
@@ -202,7 +242,7 @@ def test_the_last_of_three_masters_goes_on_alone_and_the_others_join_it(net: Lab
     things = make_things(net)
     refuse(net["h3"], "recover", code=1, said="have a majority .*nothing to recover")
     for name in ("h1", "h2"):
-        kill_master(net[name])
+        kill(net[name], "master")
 
     def has_no_majority() -> None:
         done = master(net["h3"], "status", check=False)
@@ -241,7 +281,7 @@ def test_all_masters_are_lost_and_one_begins_again_with_a_backup(net: Lab) -> No
         net["h2"], "recover", "--from", BACKUP, code=1, said="stop them all: arpanet master stop"
     )
     for host in net.hosts:
-        kill_master(host)
+        kill(host, "master")
         forget_all(host, *(["etcd.old"] if host.name == "h3" else []))
     refuse(net["h2"], "recover", code=1, said="no data of a master to recover.*--from FILE")
     refuse(net["h2"], "recover", "--from", "/x", code=1, said="there is no file /x")
@@ -267,7 +307,7 @@ def put(host: Host, key: str, size_kb: int) -> str:
 
 def test_a_master_waits_for_the_program_etcd_that_is_gone_for_a_moment(net: Lab) -> None:
     host = net["h2"]
-    before = master_pid(host)
+    before = find_pids(host, "master")
     host.run(["mount", "--bind", "/dev/null", "/usr/bin/etcd"])
     try:
         (pid,) = host.pids("etcd")
@@ -277,7 +317,7 @@ def test_a_master_waits_for_the_program_etcd_that_is_gone_for_a_moment(net: Lab)
     finally:
         host.run(["umount", "/usr/bin/etcd"])
     wait_well(net)
-    assert master_pid(host) == before
+    assert find_pids(host, "master") == before
 
 
 def delete(host: Host, prefix: str) -> None:
@@ -299,7 +339,7 @@ def test_a_full_disk_stops_one_master_alone_and_heals_once_there_is_room(net: La
                 put(net["h1"], f"fill{number}", 1000)
             eventually("etcd has ended", lambda: assert_not_among(old, host.pids("etcd")), 20)
             work.wait_more(2)
-            assert master_pid(host)
+            assert find_pids(host, "master")
             host.run(["rm", "/mnt/fill"])
             eventually("h3 is well", lambda: assert_well(net["h1"]), 90)
         work.check()

@@ -155,7 +155,7 @@ def test_a_name_on_two_hosts_is_a_clash() -> None:
 def test_a_member_must_get_in_at_those_that_live() -> None:
     seen = arpanet.View(
         hosts={"h1": host("h1"), "h2": host("h2")},
-        alive={"h1": "machine-h1"},
+        alive={"h1": ""},
         masters={"h2": MasterInfo("h2", "10.0.0.2", 8791, "")},
     )
     settings = read_settings({}, {}, {}, "box", "master")

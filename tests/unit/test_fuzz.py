@@ -127,7 +127,10 @@ def test_trailers_end() -> None:
 class NoMesh:
     """A mesh without quorum: handlers get as far as they can without one."""
 
-    def read_revision(self) -> int:
+    mark = ""
+    endpoints = ()
+
+    def read_revision(self, _timeout_s: float | None = None) -> int:
         raise MeshDown("no quorum")
 
 

@@ -13,9 +13,10 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from builders import container, host, view
@@ -333,10 +334,13 @@ def engine_that_says(answer: bytes) -> Iterator[arpanet.Host]:
 class FakeMesh:
     """A mesh at a revision, or without quorum."""
 
+    endpoints = ("10.0.0.7:2379",)
+    mark = "ours/1"
+
     def __init__(self, revision: int) -> None:
         self.revision = revision
 
-    def read_revision(self) -> int:
+    def read_revision(self, _timeout_s: float | None = None) -> int:
         if not self.revision:
             raise MeshDown("no quorum")
         return self.revision
@@ -418,6 +422,7 @@ def serving(watches: bool = True) -> Iterator[Api]:
         accepting.join()
     stop.set()
     pump.stop()
+    node.tunnels.expire(node.tunnels.KEEP_S)
     for thread in watching:
         thread.join()
 
@@ -704,6 +709,34 @@ def test_without_quorum_reads_are_answered_with_a_warning_and_changes_are_not(ap
     assert "Warning" not in api.get("/_ping").headers
     change = api.get("/containers/web/start", method="POST")
     assert (change.status, change.message) == (503, "no quorum")
+
+
+def test_a_refusal_for_want_of_a_majority_names_the_masters_that_are_missing(api: Api) -> None:
+    rows = [("h1", True), ("h2", False), ("", False)]
+    masters = [{"name": n, "ip": f"10.0.0.{i}", "answers": a} for i, (n, a) in enumerate(rows)]
+    api.mesh.revision, api.node.report = 0, lambda: {"masters": masters}
+    answer = api.get("/containers/web/start", method="POST")
+    assert answer.message == "no quorum; missing: h2 (10.0.0.1), ? (10.0.0.2)"
+
+
+def test_a_master_says_whether_it_has_a_majority(api: Api) -> None:
+    api.node._quorum_due = 0.0
+    well = {"quorum": True, "masters": ["10.0.0.7"], "arpanet": "ours"}
+    assert json.loads(api.get("/arpanet/masters").body) == well
+    api.mesh.revision, api.node._quorum_due = 0, 0.0
+    assert not json.loads(api.get("/arpanet/masters").body)["quorum"]
+
+
+def test_a_request_whose_client_was_told_that_it_failed_is_not_begun() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        with listener.accept()[0] as sock:
+            connection = cast(arpanet.ApiConnection, types.SimpleNamespace(connection=sock))
+            client.sendall(b"POST /containers/web/kill HTTP/1.1\r\n\r\n")
+            client.shutdown(socket.SHUT_WR)  # one that has said all may wait for the answer
+            assert not arpanet.ApiConnection._is_gone(connection)
+            arpanet.reset(client)
+            until("it is gone", lambda: arpanet.ApiConnection._is_gone(connection))
 
 
 def test_a_host_that_is_down_is_said(api: Api) -> None:

@@ -217,12 +217,15 @@ def test_only_the_own_alarms_of_a_master_are_found() -> None:
     assert find_alarms({}, 7) == ()
 
 
+WELL = {"name": "h1", "alive": True, "trouble": ""}
+
+
 def report(**changes: object) -> dict[str, object]:
     """Return what two masters and a host that are well say, with changes to the second master."""
     well = {"name": "h1", "ip": "10.0.0.1", "leader": True, "answers": True, "etcd": "3.4"}
     other = {**well, "name": "h2", "ip": "10.0.0.2", "leader": False, **changes}
     masters = [{"alarms": [], **row} for row in (well, other)]
-    return {"masters": masters, "hosts": [{"name": "h1", "alive": True}], "strangers": []}
+    return {"masters": masters, "hosts": [WELL], "strangers": [], "conflicts": []}
 
 
 @pytest.mark.parametrize(
@@ -233,9 +236,14 @@ def report(**changes: object) -> dict[str, object]:
         (report(answers=False), ["not a master at the moment: h2"]),
         (report(alarms=["NOSPACE"]), ["etcd on h2 is full.*--etcd-quota-mb"]),
         (report(alarms=["CORRUPT"]), ["etcd on h2 says CORRUPT; there: arpanet master leave"]),
+        (
+            {**report(), "hosts": [{**WELL, "trouble": "no engine"}]},
+            ["on h1 no engine; there: sys"],
+        ),
+        ({**report(), "conflicts": ["web is there twice"]}, ["web is there twice"]),
         ({**report(), "strangers": ["10.0.0.3"]}, ["10.0.0.3 is of another arpanet"]),
         (
-            {**report(), "hosts": [{"name": "h1", "alive": False}]},
+            {**report(), "hosts": [{"name": "h1", "alive": False, "trouble": "the host is down"}]},
             ["down: h1; there: arpanet slave start; .*slave leave --host h1"],
         ),
     ],

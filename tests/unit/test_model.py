@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from typing import Any
@@ -38,7 +39,7 @@ CONTAINER_ROW = {
 }  # fmt: skip
 ROWS: dict[str, Any] = {
     "hosts/h1": HOST_ROW,
-    "alive/h1": {"machine": "m"},
+    "alive/h1": {"machine": "m", "trouble": ""},
     "masters/h1": MASTER_ROW,
     "containers/h1/abc": CONTAINER_ROW,
     "names/web": {"host": "h1", "id": "abc"},
@@ -63,7 +64,7 @@ def test_every_table_is_read() -> None:
     assert FULL.revision == 5
     assert FULL.hosts["h1"] == arpanet.Host("h1", "10.0.0.1", 8792, "m", "0.1.0", {})
     assert FULL.masters["h1"] == arpanet.MasterInfo("h1", "10.0.0.1", 8791, "0.1.0")
-    assert FULL.alive == {"h1": "m"}
+    assert FULL.alive == {"h1": ""}
     assert FULL.containers["abc"].full_name == "web@h1"
     assert FULL.containers["abc"].expose == ("80/tcp",)
     assert FULL.names["web"] == arpanet.NameEntry("h1", "abc")
@@ -461,3 +462,73 @@ def test_filters_have_two_forms(text: str, filters: object) -> None:
 def test_filters_that_are_neither_are_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="filters"):
         arpanet.parse_filters(text)
+
+
+# ---- hosts in trouble
+
+SILENT = "its Docker Engine does not answer"
+
+
+def test_a_host_is_asked_for_nothing_while_it_or_its_engine_is_down() -> None:
+    seen = view(hosts=("h1", "h2", "h3"), down=["h1"], ailing={"h2": SILENT})
+    assert [seen.trouble(h) for h in ("h1", "h2", "h3")] == ["the host is down", SILENT, ""]
+    assert [h.name for h in seen.living_hosts()] == ["h3"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "status"),
+    [({"down": ["h1"]}, "Host Down"), ({"ailing": {"h1": SILENT}}, "Host Down (engine)")],
+)
+def test_a_container_that_cannot_be_asked_is_not_shown_as_up(lost: Any, status: str) -> None:
+    seen = view(container("web", "h1"), **lost)
+    entry = json.loads(arpanet.list_entry(seen, seen.containers[id_of("web")], NOW))
+    assert entry["Status"] == status
+
+
+# ---- one name, two containers
+
+OLD = container("web", "h1", container_id="a" * 64, created=1)
+NEW = container("web", "h2", container_id="b" * 64, created=2)
+
+
+def names_of(host: str, container_id: str) -> dict[str, arpanet.NameEntry]:
+    return {"web": arpanet.NameEntry(host, container_id)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "deserving"),
+    [
+        (None, ["h1", "h2"]),
+        (arpanet.NameEntry("h1", OLD.id), []),
+        (arpanet.NameEntry("h2", NEW.id), ["h1"]),
+        (arpanet.NameEntry("h1", ""), ["h1"]),  # its master died before it said so
+        (arpanet.NameEntry("h3", ""), []),  # being made
+        (arpanet.NameEntry("h3", "c" * 64), []),  # made, and not published yet
+    ],
+)
+def test_of_two_containers_the_older_has_the_right_to_the_name(
+    entry: arpanet.NameEntry | None, deserving: list[str]
+) -> None:
+    seen = view(OLD, NEW)
+    seen = dataclasses.replace(seen, names={"web": entry} if entry else {})
+    found = [c.host for host in ("h1", "h2", "h3") for c in arpanet.decide_names(seen, host)]
+    assert found == deserving
+
+
+def test_the_newer_of_two_is_shown_and_found_under_another_name_and_told_about() -> None:
+    seen = view(OLD, NEW, names=names_of("h1", OLD.id))
+    assert [arpanet.shown_name(seen, c) for c in (OLD, NEW)] == ["web@h1", "web-bbbbbb@h2"]
+    names = [json.loads(arpanet.list_entry(seen, c, NOW))["Names"] for c in (OLD, NEW)]
+    assert names == [["/web@h1"], ["/web-bbbbbb@h2"]]
+    found = {r: find_container(seen, r) for r in ("web", "web-bbbbbb", "web-bbbbbb@h2", "web@h2")}
+    assert found == {"web": OLD, "web-bbbbbb": NEW, "web-bbbbbb@h2": NEW, "web@h2": NEW}
+    (told,) = arpanet.list_conflicts(seen)
+    assert told.startswith("web on h2 is shown as web-bbbbbb@h2: web@h1 is older and keeps")
+    assert arpanet.list_conflicts(seen, "h2") == [told]
+    assert arpanet.list_conflicts(seen, "h1") == []
+
+
+def test_one_container_with_its_name_is_no_conflict() -> None:
+    seen = view(OLD, names=names_of("h1", OLD.id))
+    assert arpanet.shown_name(seen, OLD) == "web@h1"
+    assert not arpanet.list_conflicts(seen) and not arpanet.decide_names(seen, "h1")

@@ -435,6 +435,21 @@ def test_what_is_asked_for_at_once_shares_what_there_is() -> None:
     assert making.place(seen, wish("a1", memory_bytes=2 * GB), {}).host == "h2", "placed again"
 
 
+def test_a_host_that_did_not_answer_gets_nothing_while_there_is_another() -> None:
+    making, seen = Making(), view(hosts=("h1", "h2"))
+    assert making.place(seen, wish("a1"), {}).host == "h1"
+    assert making.shun("a1")
+    assert making.place(seen, wish("a1"), {}).host == "h2"
+    assert making.shun("a1")
+    assert making.place(seen, wish("a1"), {}).host == "h1"
+    assert not making.shun("a1"), "who has tried all must give up"
+
+
+def test_a_host_whose_engine_is_silent_gets_nothing() -> None:
+    seen = view(hosts=("h1", "h2"), ailing={"h1": "its Docker Engine does not answer"})
+    assert place(seen, wish(), {}).host == "h2"
+
+
 REFUSALS: list[tuple[str, View, CreateWish, list[str]]] = [
     ("no host at all", view(hosts=[]), wish(), ["arpanet slave start"]),
     ("all down", view(down=HOSTS), wish("w"), ["w", "h1: the host is down", "h3: the host"]),

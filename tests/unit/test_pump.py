@@ -525,6 +525,23 @@ def test_cut_resets_the_connections_to_a_dead_host(pump: Pump, keep: contextlib.
     assert was_reset(client)
 
 
+def test_cut_of_no_address_resets_what_leads_to_a_unix_socket(
+    pump: Pump, keep: contextlib.ExitStack, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "engine.sock")
+    listener = keep.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(path)
+    listener.listen()
+    tcp = connect_to(keep, link_to(pump, Target(server_of(keep, echo))))
+    unix = connect_to(keep, link_to(pump, Target(path)))
+    keep.enter_context(listener.accept()[0]).sendall(b"1")
+    assert read_exactly(unix, 1) == b"1"
+    pump.cut("")
+    assert was_reset(unix)
+    tcp.sendall(b"2")
+    assert read_exactly(tcp, 1) == b"2"
+
+
 # ---- through an agent
 
 
