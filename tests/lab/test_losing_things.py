@@ -17,14 +17,13 @@ from lab import Lab
 
 MINUTES = float(os.environ.get("ARPANET_SOAK") or 0)
 SLOW = float(os.environ.get("ARPANET_TEST_SLOW") or 1)
-FAULT_S, AFTER_S = 5.0, 1.0
+FAULT_S, AFTER_S = 4.0, 1.0
 SOCKET = ["docker", "-H", "unix:///run/arpanet/docker.sock"]
 
-# Each kind and each thing at least once; the soak runs them all.
+# Each kind and each thing once; what else matters most has a test of its own; the soak runs all.
 QUICK = (
-    Fault("kill", "master"), Fault("kill", "slave"), Fault("kill", "machine"),
-    Fault("pause", "etcd"), Fault("pause", "machine"), Fault("cut", "master"), Fault("cut", "etcd"),
-    Fault("slow", "machine"), Fault("restart", "master"), Fault("restart", "engine"),
+    Fault("restart", "engine"), Fault("kill", "slave"), Fault("kill", "machine"),
+    Fault("pause", "etcd"), Fault("cut", "master"), Fault("slow", "machine"),
 )  # fmt: skip
 
 
@@ -103,7 +102,6 @@ def another(*names: str) -> str:
 def test_what_was_acknowledged_outlives(
     fault: Fault, working: Lab, record_property: Callable[[str, object], None]
 ) -> None:
-    """Also where the leader of etcd is the one that is lost: that is the victim's turn."""
     victim = HOSTS[QUICK.index(fault) % len(HOSTS)]
     record_property("fault", str(Trial(working, fault, victim).run(FAULT_S, AFTER_S)))
 
