@@ -764,7 +764,7 @@ def crowd(world: World, *, many: bool) -> None:
         etcdctl(world, "del", "--prefix", f"/arpanet/{table}/sim")
     world.crowded = many
     what = f"the master has {'them all' if many else 'none of them'}"
-    least, most = (containers + LISTED, 2 * containers) if many else (0, containers)
+    least, most = (containers + LISTED, 2 * containers) if many else (0, 2 * LISTED)
     wait_for(what, lambda: least <= listed_count(world) <= most, 120)
 
 
