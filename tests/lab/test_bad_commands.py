@@ -258,7 +258,7 @@ def assert_hosts(net: Lab, expected: dict[str, bool]) -> None:
     ("words", "said"),
     [
         (("busybox",), "--name"),
-        (("--name", "a@", "busybox"), "@"),
+        (("--name", "aa@", "busybox"), "aa@ names no host"),
         (("--name", "-x-", "busybox"), "Invalid container name"),
         (("--name", "bad", "-e", "ARPANET_LINKS=a:b", "busybox"), "ARPANET_LINKS means nothing"),
         (("--name", "bad", "-e", "ARPANET_IP=1.2.3.4", "busybox"), "ARPANET_IP means nothing"),
