@@ -182,8 +182,8 @@ def test_a_second_arpanet_by_mistake_is_refused_or_said_when_they_meet(net: Lab)
     done = master(net["h3"], "start", "--peers", "boot", env=env, check=False)
     assert done.returncode == 1
     assert re.search(said, done.stderr), done.stderr
-    forget_all(net["h3"], "masters.json")
     net["h3"].run(["arpanet", "slave", "stop"])
+    forget_all(net["h3"], "masters.json")
     master(net["h3"], "start", "--peers", "boot")  # it cannot know
     try:
         both = {"ARPANET_MASTERS": f"{net['h1'].ip},{net['h3'].ip}"}

@@ -289,6 +289,7 @@ def use(found: View) -> None:
 def test_what_is_written_right_is_taken() -> None:
     keys = {table: f"{arpanet.PREFIX}{table}/x" for table in arpanet.SHAPES}
     keys["containers"] += "/1"
+    keys["images"] = arpanet.key_of("images", "10.0.0.1:5000/team/web:1")
     changes = [Change(k, json.dumps(good_row(t)).encode()) for t, k in keys.items()]
     found = apply_changes(View(), 1, changes)
     assert all(len(getattr(found, table)) == 1 for table in arpanet.SHAPES)
