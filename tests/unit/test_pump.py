@@ -571,9 +571,11 @@ def test_early_bytes_ride_with_the_preamble(pump: Pump, keep: contextlib.ExitSta
     pump.listen(listener)
     client = connect_to(keep, listener)
     client.sendall(b"ECT")
-    assert until("heard", lambda: heard) == [preamble + b"SELECT"]
+    first = until("heard", lambda: heard)[0]
+    assert first.startswith(preamble + b"SEL")
     client.sendall(b"more")
-    assert read_exactly(client, 4) == b"more"
+    echoed = (preamble + b"SELECTmore")[len(first) :]  # the rest of it may come by itself
+    assert read_exactly(client, len(echoed)) == echoed
     assert listener.counters.to_target.bytes == 10
 
 
