@@ -10508,6 +10508,7 @@ def open_mesh(
 
 PING_EVERY_S, PING_S = 0.3, 0.6
 FIND_S = 3.0
+OWN_S = 0.5  # for this machine's own master, before the others
 SILENT_S = 3.0  # of a master; then what waits for it is ended
 
 
@@ -10593,7 +10594,7 @@ class Client:
         if strange:
             ping.rank = 2
             if not ping.strange:
-                log.warning("%s is the master of another arpanet, and is not used", ping.master)
+                log.warning("the master at %s is of another arpanet, and is not used", ping.master)
         ping.strange = strange or (ping.strange and not arpanet)
         return not strange
 
@@ -11192,15 +11193,22 @@ def take_over(role: str, settings: Settings) -> int:
     return take_lock(path)
 
 
-def find_master(settings: Settings) -> HostPort:
-    """Return a master that answers. Raises MeshDown that names those asked."""
+def find_master(settings: Settings, *, own_first: bool = False) -> HostPort:
+    """Return a master that answers; own_first: this machine's, whether it has a majority or not.
+
+    Raises MeshDown that names those asked.
+    """
     own = ["127.0.0.1"]
     try:
         known = list(known_masters(settings))
     except Usage:
         known = []
     ips = dict.fromkeys([*known, *own] if settings.masters else [*own, *known])
-    found, causes = race_masters([HostPort(ip, settings.api_port) for ip in ips], FIND_S)
+    masters = [HostPort(ip, settings.api_port) for ip in ips]
+    here = {"127.0.0.1", *local_addresses().values()} if own_first else set()
+    found, causes = race_masters([m for m in masters if m.host in here], OWN_S)
+    if found is None:
+        found, causes = race_masters(masters, FIND_S)
     if found is None:
         raise MeshDown(
             f"no master answers ({causes}); start one: arpanet master start, "
@@ -11211,7 +11219,7 @@ def find_master(settings: Settings) -> HostPort:
 
 def show_master(settings: Settings, as_json: bool) -> int:
     """Print masters and hosts; return 0 when all are well, 1 when some are not."""
-    master = find_master(settings)
+    master = find_master(settings, own_first=True)
     report = ask_status(master, 10.0)
     report["strangers"] = find_strangers(settings, report)
     troubles = list(describe_troubles(report))
@@ -11637,16 +11645,24 @@ def recover(settings: Settings, snapshot: str) -> int:
     return 0
 
 
+BELIEF_S = 3.0
+
+
 def require_lost(settings: Settings, place: MemberPlace) -> None:
-    """Raise Conflict while masters that are known have a majority."""
+    """Raise Conflict while masters that are known have a majority.
+
+    For a moment after the loss a member still believes in its leader. Source: --election-timeout.
+    """
     known = [f"{ip}:{settings.etcd_port}" for ip in met_masters(settings)]
     clients = dict.fromkeys([place.client, *read_state(place.state_path).peers, *known])
-    living = [client.rpartition(":")[0] for client in clients if has_leader(client)]
-    if living:
-        raise Conflict(
-            f"the masters have a majority ({', '.join(living)}): there is nothing to recover; "
-            "to go back to a backup, first stop them all: arpanet master stop"
-        )
+    deadline, pause = time.monotonic() + BELIEF_S, threading.Event()
+    while living := [client.rpartition(":")[0] for client in clients if has_leader(client)]:
+        if time.monotonic() > deadline:
+            raise Conflict(
+                f"the masters have a majority ({', '.join(living)}): there is nothing to recover; "
+                "to go back to a backup, first stop them all: arpanet master stop"
+            )
+        pause.wait(0.3)
 
 
 def forget_host(mesh: Mesh, name: str, volumes: bool) -> None:
