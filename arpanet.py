@@ -3332,7 +3332,10 @@ class NearRevision:
             sock.close()
             self._again = time.monotonic() + self.PAUSE_S
             return 0
-        self._idle.append(sock)
+        if self._idle:  # that of a read which ours was not to wait for; one is enough
+            sock.close()
+        else:
+            self._idle.append(sock)
         return int(answer[2])
 
     def close(self) -> None:
