@@ -6036,17 +6036,22 @@ JOIN_S = 1.0
 class EventSources(Sources):
     """The hosts whose events are followed without an end: also those that join or come back.
 
-    A host is asked for what came since the last event that it told, or since the stream began;
-    its last events, all of one instant, are kept to know them again.
+    A host is asked for what came since a second before the last event that it told, or since the
+    stream began; what it told lately is kept to know it again. Its events are only nearly in order.
     """
+
+    KNOWN, AGAIN_NS = 1000, 10**9
 
     def __init__(self, call: Call, streams: Iterable[HostEvents], target: str) -> None:
         super().__init__(streams)
         self._call = call
         self._path, _, query = target.partition("?")
         self._query = dict(urllib.parse.parse_qsl(query))
-        self._query.setdefault("since", f"{utc_now().timestamp():.9f}")
-        self._last: dict[str, list[dict[str, Any]]] = {}
+        now = utc_now().timestamp()
+        self._since_ns = 0 if "since" in self._query else int(now * 10**9)
+        self._query.setdefault("since", f"{now:.9f}")
+        self._known: dict[str, Recent[bool]] = {}
+        self._latest_ns: dict[str, int] = {}
         self._join_at = 0.0
         self._cuts: list[Callable[[], None]] = []
         self._gone = threading.Event()
@@ -6069,18 +6074,19 @@ class EventSources(Sources):
         return item if item and self._is_new(*item) else None
 
     def _is_new(self, host: str, event: dict[str, Any]) -> bool:
-        last = self._last.get(host, [])
-        instant = last[0].get("timeNano", 0) if last else 0
-        if event.get("timeNano", 0) < instant or event in last:
+        known = self._known.setdefault(host, Recent(self.KNOWN))
+        text = json.dumps(event, sort_keys=True)
+        if known.get(text):
             return False
-        same = event.get("timeNano", 0) == instant
-        self._last[host] = [*last, event] if same else [event]
+        known.put(text, True)
+        self._latest_ns[host] = max(self._latest_ns.get(host, 0), event.get("timeNano", 0))
         return True
 
     def _open(self, host: Host) -> EngineReply:
         query = dict(self._query)
-        if host.name in self._last:
-            seconds, nanos = divmod(self._last[host.name][0].get("timeNano", 0), 10**9)
+        if host.name in self._latest_ns:
+            since_ns = max(self._since_ns, self._latest_ns[host.name] - self.AGAIN_NS)
+            seconds, nanos = divmod(since_ns, 10**9)
             query["since"] = f"{seconds}.{nanos:09}"
         target = f"{self._path}?{urllib.parse.urlencode(query)}"
         reply = self._call.node.engine(host).send("GET", target, on_cut=self._on_cut)

@@ -462,7 +462,8 @@ def test_an_export_is_the_containers_whole_tree(net: Lab) -> None:
 def test_a_stream_of_events_goes_on_with_hosts_that_come_back(net: Lab) -> None:
     row = "{{.TimeNano}} {{.Action}} {{.Actor.Attributes.name}}"
     command = ["timeout", "90", "docker", "-H", f"tcp://{net['h1'].ip}:8791", "events"]
-    command += ["--filter", "type=container", "--format", row]
+    since = datetime.datetime.now(datetime.timezone.utc).isoformat()
+    command += ["--since", since, "--filter", "type=container", "--format", row]
     watcher = net.client.popen(command, stdout=-1)
     seen: list[list[str]] = []
 
@@ -503,7 +504,9 @@ def test_one_stream_of_events_tells_of_all_hosts_in_the_order_of_time(net: Lab) 
     seen: list[list[str]] = []
     assert watcher.stdout
     while sum(action == "die" for _, action, _ in seen) < 6:
-        seen.append(watcher.stdout.readline().split())
+        line = watcher.stdout.readline()
+        assert line, seen
+        seen.append(line.split())
     watcher.kill()
     watcher.communicate()
     times = [int(time) for time, _, _ in seen]
