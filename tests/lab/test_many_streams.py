@@ -21,7 +21,7 @@ from lab import Lab
 SIZE_BYTES = 200 << 20
 LINES = 300_000  # of a few bytes, each of which an engine sends as a chunk of its own
 ROOM_KB = 50 << 10  # how much more memory a master may take for a stream
-TIMES, AT_ONCE, IDLE = 1000, 250, 200
+TIMES, AT_ONCE, IDLE = 1000, 100, 200
 GRPC_THREADS = 5  # which etcd's client may make for itself, when the mesh was out of reach
 
 
