@@ -10559,6 +10559,10 @@ class Client:
     def start(self) -> str:
         seeds = known_masters(self.settings)
         self._say(f"waiting for a master ({', '.join(seeds)})")
+        port = self.settings.api_port
+        calls = {ip: functools.partial(ask_ready, HostPort(ip, port), PING_S) for ip in seeds}
+        first = [answer for answer in gather(calls).values() if isinstance(answer, dict)]
+        self._arpanet = first[0].get("arpanet", "") if first else ""  # of those named, in order
         self._learn(seeds)
         backoff = Backoff()
         while all(ping.rank == 2 for ping in self._pings):

@@ -219,6 +219,8 @@ class Client:
     words: the docker client with its options, run on the lab's c1.
     """
 
+    within_s = COMMAND_S
+
     def __init__(self, lab: Lab, label: str, words: Sequence[str], env: Mapping[str, str]) -> None:
         self._lab, self.label, self._words, self._env = lab, label, words, env
         self._ending = threading.Event()
@@ -238,10 +240,10 @@ class Client:
         began = time.monotonic()
         command = [*self._words, verb, *words]
         try:
-            done = self._lab.client.run(command, check=False, env=self._env, timeout=COMMAND_S)
+            done = self._lab.client.run(command, check=False, env=self._env, timeout=self.within_s)
             well, said = done.returncode == 0, (done.stdout if not done.returncode else done.stderr)
         except subprocess.TimeoutExpired:
-            well, said = False, f"no answer in {COMMAND_S:.0f} s"
+            well, said = False, f"no answer in {self.within_s:.0f} s"
         self.history.append(Told(verb, name, began, time.monotonic(), well, said.strip()))
         return well
 
