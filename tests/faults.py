@@ -25,6 +25,7 @@ PORTS = {"master": (8791,), "etcd": (2379, 2380), "slave": (8792,)}
 SLOW_RATE = "400kbit"
 LOSS = "0.25"  # of the packets to and from a thing's ports
 COMMAND_S = 20.0  # then a command counts as failed
+SETTLE_S = 90.0  # what may or may not have been made keeps its name for a minute
 
 
 # ---- one host and what runs there
@@ -413,7 +414,7 @@ class Trial:
             return findings
 
         try:
-            findings = eventually("all is as it was told", settled, 20)
+            findings = eventually("all is as it was told", settled, SETTLE_S)
         except AssertionError:
             findings = compare(history, read_world(self._lab))
         row = Row(

@@ -88,10 +88,16 @@ def _require_size(tty: Any, wanted: str) -> None:
     assert tty.read_until(".") == f"{wanted}."
 
 
+def _require_sleep(net: Lab, name: str) -> None:
+    """Fail until the shell has started its command, which takes Ctrl-C from then on."""
+    assert "sleep 1000" in output(net, "top", name)
+
+
 def test_ctrl_c_at_a_terminal_ends_the_command_in_the_container(net: Lab) -> None:
     with terminal(net, *at(net, "h2", "run", "-it", "--name", "tty1", "busybox")) as tty:
         tty.type("echo on$((1+1)); sleep 1000\n")
         tty.read_until("\non2")
+        eventually("the command runs", lambda: _require_sleep(net, "tty1"))
         tty.type("\x03")
         tty.read_until("#")
         tty.type("echo =$?=; exit 3\n")
