@@ -9361,12 +9361,21 @@ def facts_or_error(answer: Any) -> Facts:
 
 
 def ask_engine(path: str) -> str:
-    """Return why this machine's engine does not answer, "" if it does."""
-    try:
-        http_json(path, "GET", "/version", ENGINE_S)
-    except (OSError, ArpanetError) as e:
-        return f"no Docker Engine answers at {path}: {e}"
-    return ""
+    """Return why this machine's engine does not answer, "" if it does.
+
+    One that is silent is asked twice: a busy machine has moments. Source: Docker Engine API 1.40,
+    HEAD /_ping; /version starts a program each time.
+    """
+    for _ in range(2):
+        try:
+            http_json(path, "HEAD", "/_ping", ENGINE_S)
+        except TimeoutError as e:
+            trouble = f"no Docker Engine answers at {path}: {e}"
+        except (OSError, ArpanetError) as e:
+            return f"no Docker Engine answers at {path}: {e}"
+        else:
+            return ""
+    return trouble
 
 
 def find_clashes(view: View) -> dict[str, list[str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,6 +190,34 @@ def test_all_are_dialled_at_once_and_each_has_its_answer() -> None:
 # ---- how it is shown
 
 FOUND = [Finding(True, "all is well"), Finding(False, "one is not", "mend it")]
+
+
+@pytest.mark.parametrize(("silent", "said"), [(0, ""), (1, ""), (2, "timed out")])
+def test_an_engine_that_is_silent_once_is_busy_and_twice_is_hung(
+    silent: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arpanet, "ENGINE_S", 0.2)
+    path = str(tmp_path / "docker.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def serve() -> None:
+            for number in range(2):
+                client, _ = listener.accept()
+                with client:
+                    asked = client.recv(4096)
+                    if number >= silent:
+                        assert asked.startswith(b"HEAD /_ping ")
+                        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+                        return
+                    client.recv(1)  # until who asks gives up
+
+        server = threading.Thread(target=serve)
+        server.start()
+        found = arpanet.ask_engine(path)
+        server.join()
+    assert said in found if said else not found
 
 
 def test_a_line_each_and_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
