@@ -1573,7 +1573,9 @@ def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
         table, _, name = change.key.removeprefix(PREFIX).partition("/")
         if table not in SHAPES or not name or not change.key.startswith(PREFIX):
             continue
-        rows = tables.setdefault(table, dict(getattr(view, table)))
+        if table not in tables:
+            tables[table] = dict(getattr(view, table))
+        rows = tables[table]
         index = name.partition("/")[2] if table == "containers" else name
         if change.value is None:
             rows.pop(index, None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import json
+from collections.abc import KeysView
 from typing import Any
 
 import pytest
@@ -156,6 +158,19 @@ def test_api_versions_are_what_all_living_engines_can_do() -> None:
     assert arpanet.api_range(view(hosts=[old, new])) == ("1.24", "1.40")
     assert arpanet.api_range(view(hosts=[old, new], down=["h1"])) == ("1.24", "1.50")
     assert arpanet.api_range(View()) == ("1.12", "1.51")
+
+
+def test_a_table_is_copied_once_for_all_its_changes() -> None:
+    class Counted(collections.UserDict[str, Any]):
+        copies = 0
+
+        def keys(self) -> KeysView[str]:
+            self.copies += 1
+            return super().keys()
+
+    vips = Counted({"a": "198.18.0.1", "b": "198.18.0.2"})
+    apply_changes(View(vips=vips), 1, [delete("vips/a"), delete("vips/b"), delete("vips/c")])
+    assert vips.copies == 1
 
 
 # ---- names of images
