@@ -80,7 +80,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent import futures
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import ssl
 
 __version__ = "0.1.0"
 
@@ -290,6 +293,11 @@ def parse_ips(text: str) -> tuple[str, ...]:
     return tuple(parse_ip(part.strip()) for part in text.split(",") if part.strip())
 
 
+def parse_path(text: str) -> str:
+    """Return a path that holds in any working directory, "" for none."""
+    return os.path.abspath(text) if text else ""
+
+
 def parse_peers(text: str) -> tuple[str, ...]:
     """Return ("boot",), addresses, or () when nothing was said. Raises ValueError."""
     if text == "boot":
@@ -371,7 +379,7 @@ class Setting(NamedTuple):
     default: str
     parse: Callable[[str], Any]
     help: str
-    metavar: str
+    metavar: str  # "": the flag alone says yes
     roles: str  # who reads it
 
     @property
@@ -580,6 +588,60 @@ SETTINGS = (
         "master",
     ),
     Setting(
+        "tls",
+        "ARPANET_TLS",
+        "0",
+        parse_flag,
+        "TLS on every port, and the Docker API for clients without a certificate too",
+        "",
+        "master slave client",
+    ),
+    Setting(
+        "tlsverify",
+        "ARPANET_TLS_VERIFY",
+        "0",
+        parse_flag,
+        "TLS on every port, and who calls shows a certificate; any path given here means it too",
+        "",
+        "master slave client",
+    ),
+    Setting(
+        "tlscacert",
+        "ARPANET_TLS_CACERT",
+        "",
+        parse_path,
+        "Certificates of the authorities that are trusted (default: ca.pem of that directory)",
+        "FILE",
+        "master slave client",
+    ),
+    Setting(
+        "tlscert",
+        "ARPANET_TLS_CERT",
+        "",
+        parse_path,
+        "This machine's certificate, for all its ports (default: cert.pem of that directory)",
+        "FILE",
+        "master slave client",
+    ),
+    Setting(
+        "tlskey",
+        "ARPANET_TLS_KEY",
+        "",
+        parse_path,
+        "The key of that certificate (default: key.pem of that directory)",
+        "FILE",
+        "master slave client",
+    ),
+    Setting(
+        "cert_path",
+        "ARPANET_CERT_PATH",
+        "",
+        parse_path,
+        "Directory of ca.pem, cert.pem and key.pem (default with TLS: /etc/arpanet/tls)",
+        "DIR",
+        "master slave client",
+    ),
+    Setting(
         "state_dir",
         "ARPANET_STATE_DIR",
         "/var/lib/arpanet",
@@ -644,6 +706,12 @@ class Settings:
     max_requests: int
     head_s: float
     stall_s: float
+    tls: bool
+    tlsverify: bool
+    tlscacert: str
+    tlscert: str
+    tlskey: str
+    cert_path: str
     state_dir: str
     run_dir: str
     log_dir: str
@@ -668,6 +736,15 @@ def read_env_file(path: str = ENV_FILE) -> dict[str, str]:
                 raise Usage(f"{path} line {number}: NAME=VALUE is needed, not {line!r}")
             found[name.strip()] = value.strip().strip("\"'")
     return found
+
+
+def docker_tls(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return our variables for what Docker's own say of TLS, for where ours say nothing."""
+    if not environment.get("DOCKER_TLS_VERIFY"):
+        return {}
+    usual = os.path.join(environment.get("HOME", "/root"), ".docker")
+    path = environment.get("DOCKER_CERT_PATH") or usual
+    return {"ARPANET_TLS_VERIFY": "1", "ARPANET_CERT_PATH": path}
 
 
 def read_settings(
@@ -1195,6 +1272,180 @@ def read_file(path: str) -> bytes:
             return file.read()
     except FileNotFoundError:
         return b""
+
+
+TLS_DIR = "/etc/arpanet/tls"
+MACHINE = "arpanet"  # the name in a certificate that makes it a machine's
+
+
+class PeerCertificate(NamedTuple):
+    """What a certificate says of who shows it."""
+
+    names: tuple[str, ...]
+    ips: tuple[str, ...]
+    machine: bool  # of a host of this arpanet, not merely of one of its users
+    common_name: str = ""  # for people
+
+
+def read_peer(cert: Mapping[str, Any] | None) -> PeerCertificate:
+    """Return what SSLSocket.getpeercert() has; without a certificate it is nobody's."""
+    found = (cert or {}).get("subjectAltName", ())
+    names = tuple(value for kind, value in found if kind == "DNS")
+    ips = tuple(value for kind, value in found if kind == "IP Address")
+    subject = dict(pair for pairs in (cert or {}).get("subject", ()) for pair in pairs)
+    return PeerCertificate(names, ips, MACHINE in names, subject.get("commonName", ""))
+
+
+class CertificateFiles(NamedTuple):
+    """The authorities that are trusted, a certificate and its key: their paths, or their PEM."""
+
+    ca: Any
+    cert: Any
+    key: Any
+
+
+class Credentials(NamedTuple):
+    """What was made of the files of a certificate."""
+
+    pem: CertificateFiles
+    server: ssl.SSLContext
+    guests: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+def make_context(paths: CertificateFiles, server: bool, trusting: bool) -> ssl.SSLContext:
+    """Return a context that demands a certificate of the other side, unless it is trusting.
+
+    Raises ValueError. There are no tickets: what has expired is not to be resumed.
+    """
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_TICKET
+    if server:
+        context.num_tickets = 0
+    context.check_hostname = not (server or trusting)
+    context.verify_mode = ssl.CERT_NONE if trusting else ssl.CERT_REQUIRED
+    try:
+        if not trusting:
+            context.load_verify_locations(paths.ca)
+    except ssl.SSLError as e:
+        raise ValueError(f"{paths.ca} holds no certificates") from e
+    try:
+        if not trusting or os.path.exists(paths.cert):
+            context.load_cert_chain(paths.cert, paths.key, password=b"")
+    except ssl.SSLError as e:
+        pair = f"{paths.cert} and {paths.key}"
+        raise ValueError(f"{pair} are not a certificate and its key, without a password") from e
+    return context
+
+
+class Identity:
+    """The certificate of this process; when its files were renewed it is made anew.
+
+    guests: the Docker API takes clients without a certificate, too.
+    trusting: whoever answers is believed. Thread: any. Raises Usage on files that will not do.
+    """
+
+    def __init__(
+        self, paths: CertificateFiles, guests: bool = False, trusting: bool = False
+    ) -> None:
+        self.paths = paths
+        self._guests, self._trusting = guests, trusting
+        self._stamp = self._seen = self._look()
+        try:
+            self._credentials = self._load(self._seen)
+        except (OSError, ValueError) as e:
+            raise Usage(f"cannot use the certificate for TLS: {e}") from e
+
+    def server_context(self, guests: bool = False) -> ssl.SSLContext:
+        """Return the context of a port; guests: of the Docker API's."""
+        now = self._refresh()
+        return now.guests if guests else now.server
+
+    def client_context(self) -> ssl.SSLContext:
+        """Return the context to dial with; server_hostname is to be the address dialled."""
+        return self._refresh().client
+
+    def read(self) -> CertificateFiles:
+        """Return the PEM of authorities, certificate and key, which fit together."""
+        return self._refresh().pem
+
+    def stamp(self) -> tuple[Any, ...]:
+        """Return what is another one when the files were renewed."""
+        self._refresh()
+        return self._stamp
+
+    def _look(self) -> tuple[Any, ...]:
+        found: list[Any] = []
+        for path in self.paths:
+            try:
+                status = os.stat(path)
+                found.append((status.st_mtime_ns, status.st_size, status.st_ino))
+            except OSError as e:
+                found.append(e.errno)
+        return tuple(found)
+
+    def _refresh(self) -> Credentials:
+        seen = self._look()
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self._credentials, self._stamp = self._load(seen), seen
+                log.info("took the renewed certificate of %s", self.paths.cert)
+            except (OSError, ValueError) as e:
+                log.warning("kept the certificate of before: %s", e)
+        return self._credentials
+
+    def _load(self, seen: tuple[Any, ...]) -> Credentials:
+        """Raises OSError and ValueError on files that are not there, broken or half renewed."""
+        import ssl
+
+        pem = CertificateFiles(*(read_file(path) for path in self.paths))
+        empty = [path for path, content in zip(self.paths, pem, strict=True) if not content]
+        if empty and not self._trusting:
+            raise ValueError(f"{empty[0]} is missing or empty")
+        client = make_context(self.paths, False, self._trusting)
+        if self._trusting:
+            return Credentials(pem, client, client, client)
+        server, guests = (make_context(self.paths, True, False) for _ in range(2))
+        if self._guests:
+            guests.verify_mode = ssl.CERT_OPTIONAL
+        if self._look() != seen:
+            raise ValueError(f"{self.paths.cert} is being renewed")
+        return Credentials(pem, server, guests, client)
+
+
+class Own:
+    """What there is one of in a process; main() sets it before any thread starts."""
+
+    identity: Identity | None = None
+
+
+def use_identity(identity: Identity | None) -> None:
+    """Speak TLS with this certificate from now on, on every port; None: in the clear."""
+    Own.identity = identity
+
+
+def identity() -> Identity | None:
+    """Return the certificate of this process; None: it speaks in the clear."""
+    return Own.identity
+
+
+def make_identity(settings: Settings, role: str) -> Identity | None:
+    """Return the certificate that the settings name, None for none. Raises Usage if it is no good.
+
+    Source: docker's --tls alone verifies nobody; here machines verify each other all the same.
+    """
+    named = (settings.tlscacert, settings.tlscert, settings.tlskey)
+    if not (settings.tls or settings.tlsverify or settings.cert_path or any(named)):
+        return None
+    directory = settings.cert_path or TLS_DIR
+    usual = (os.path.join(directory, name) for name in ("ca.pem", "cert.pem", "key.pem"))
+    paths = CertificateFiles(*(n or u for n, u in zip(named, usual, strict=True)))
+    alone = settings.tls and not settings.tlsverify
+    return Identity(paths, guests=alone, trusting=alone and role not in ("master", "slave"))
 
 
 @contextlib.contextmanager
@@ -12082,9 +12333,12 @@ def add_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
         asked = row.name in ASKED or (row.name in RUNNING and verb in ("leave", "recover"))
         if READS.get(role, role) in row.roles and (verb == "start" or asked):
             text = f"{row.help} [{row.variable}]"
-            several = "append" if row.metavar.endswith(",…]") else "store"
-            name = f"set_{row.name}"
-            parser.add_argument(row.flag, dest=name, action=several, metavar=row.metavar, help=text)
+            how: dict[str, Any] = {"metavar": row.metavar}
+            if not row.metavar:
+                how = {"action": "store_const", "const": "1"}
+            elif row.metavar.endswith(",…]"):
+                how["action"] = "append"
+            parser.add_argument(row.flag, dest=f"set_{row.name}", help=text, **how)
 
 
 def add_own_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
@@ -12116,7 +12370,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, "place", "")
 
 
-ASKED = ("ip", "masters", "hostname", "api_port", "agent_port", "etcd_port", "run_dir", "state_dir")
+CERTIFICATES = ("tls", "tlsverify", "tlscacert", "tlscert", "tlskey", "cert_path")
+PORTS = ("api_port", "agent_port", "etcd_port")
+ASKED = ("ip", "masters", "hostname", *PORTS, *CERTIFICATES, "run_dir", "state_dir")
 RUNNING = ("etcd_peer_port", "log_dir")  # what it also takes to start etcd
 READS = {  # whose settings a command reads that is none of a role
     "docker": "client",
@@ -12208,13 +12464,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.role in TEXTS:
             print_line(TEXTS[options.role](options))
             return 0
+        asks = options.role not in ("master", "slave") or options.verb == "status"
         settings = read_settings(
             flags,
             environment,
-            read_env_file(),
+            {**(docker_tls(environment) if asks else {}), **read_env_file()},
             socket.gethostname(),
             READS.get(options.role, options.role),
         )
+        if getattr(options, "verb", "") != "stop":
+            use_identity(make_identity(settings, options.role))
         return run_command(options, settings, environment)
     except ArpanetError as e:
         print_remark(str(e))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import arpanet
-from arpanet import SETTINGS, Settings, Usage, choose_ip, read_env_file, read_settings
+from arpanet import SETTINGS, Settings, Usage, choose_ip, docker_tls, read_env_file, read_settings
 
 
 def read(flag: str | None = None, variable: str | None = None, line: str | None = None) -> Settings:
@@ -36,6 +36,21 @@ def test_a_flag_wins_over_the_environment_the_file_and_the_default() -> None:
 def test_the_machines_name_is_the_default_hostname() -> None:
     assert read().hostname == "box"
     assert read_settings({}, {"HOSTNAME": "other"}, {}, "box", "master").hostname == "other"
+
+
+def test_dockers_variables_of_tls_count_where_ours_say_nothing() -> None:
+    def path(role: str, **environment: str) -> str:
+        return read_settings({}, environment, docker_tls(environment), "box", role).cert_path
+
+    assert docker_tls({"DOCKER_CERT_PATH": "/d"}) == {}  # as docker has it: not without VERIFY
+    assert path("client", DOCKER_TLS_VERIFY="1", DOCKER_CERT_PATH="/d") == "/d"
+    assert path("client", DOCKER_TLS_VERIFY="1", HOME="/home/u") == "/home/u/.docker"
+    assert path("client", DOCKER_TLS_VERIFY="1", ARPANET_CERT_PATH="/a") == "/a"
+
+
+def test_a_path_holds_wherever_the_daemon_goes() -> None:
+    found = read_settings({"tlskey": "own/key.pem"}, {}, {}, "box", "master")
+    assert found.tlskey == str(Path.cwd() / "own/key.pem")
 
 
 def role_of(name: str) -> str:
