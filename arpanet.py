@@ -3,7 +3,7 @@
 
 Floor plan (a section uses only the sections before it):
     Errors, Settings, Helpers, Model, Mesh, Engine, Node, Links, API, Member, Doctor,
-    Supervisors, CLI
+    Supervisors, Authority, CLI
 
 Threads (name, what it owns, what ends it):
     main         signals, etcd, the order of starting and stopping; a signal
@@ -84,6 +84,9 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, 
 
 if TYPE_CHECKING:
     import ssl
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 __version__ = "0.1.0"
 
@@ -1276,6 +1279,7 @@ def read_file(path: str) -> bytes:
 
 TLS_DIR = "/etc/arpanet/tls"
 MACHINE = "arpanet"  # the name in a certificate that makes it a machine's
+CLIENTS_CA = "clients-ca.pem"  # beside ca.pem: who signs certificates that open the API alone
 
 
 class PeerCertificate(NamedTuple):
@@ -1313,9 +1317,12 @@ class Credentials(NamedTuple):
     client: ssl.SSLContext
 
 
-def make_context(paths: CertificateFiles, server: bool, trusting: bool) -> ssl.SSLContext:
+def make_context(
+    paths: CertificateFiles, server: bool, trusting: bool = False, also: str = ""
+) -> ssl.SSLContext:
     """Return a context that demands a certificate of the other side, unless it is trusting.
 
+    also: the path of more authorities that are trusted, where it exists.
     Raises ValueError. There are no tickets: what has expired is not to be resumed.
     """
     import ssl
@@ -1327,11 +1334,11 @@ def make_context(paths: CertificateFiles, server: bool, trusting: bool) -> ssl.S
         context.num_tickets = 0
     context.check_hostname = not (server or trusting)
     context.verify_mode = ssl.CERT_NONE if trusting else ssl.CERT_REQUIRED
-    try:
-        if not trusting:
-            context.load_verify_locations(paths.ca)
-    except ssl.SSLError as e:
-        raise ValueError(f"{paths.ca} holds no certificates") from e
+    for path in () if trusting else (paths.ca, *([also] if os.path.exists(also) else [])):
+        try:
+            context.load_verify_locations(path)
+        except ssl.SSLError as e:
+            raise ValueError(f"{path} holds no certificates") from e
     try:
         if not trusting or os.path.exists(paths.cert):
             context.load_cert_chain(paths.cert, paths.key, password=b"")
@@ -1352,6 +1359,8 @@ class Identity:
         self, paths: CertificateFiles, guests: bool = False, trusting: bool = False
     ) -> None:
         self.paths = paths
+        self.fault = ""  # why the files as they are now are not used
+        self._clients_ca = os.path.join(os.path.dirname(paths.ca), CLIENTS_CA)
         self._guests, self._trusting = guests, trusting
         self._stamp = self._seen = self._look()
         try:
@@ -1360,7 +1369,7 @@ class Identity:
             raise Usage(f"cannot use the certificate for TLS: {e}") from e
 
     def server_context(self, guests: bool = False) -> ssl.SSLContext:
-        """Return the context of a port; guests: of the Docker API's."""
+        """Return the context of a port; guests: of the Docker API's, which clients use too."""
         now = self._refresh()
         return now.guests if guests else now.server
 
@@ -1377,9 +1386,25 @@ class Identity:
         self._refresh()
         return self._stamp
 
+    def show(self, host: str) -> dict[str, Any]:
+        """Return this certificate as it is seen by itself. Raises OSError where it is refused.
+
+        host: what it must be for.
+        """
+        import ssl
+
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        now = self._refresh()
+        client = now.client.wrap_bio(to_client, to_server, server_hostname=host)
+        server = now.server.wrap_bio(to_server, to_client, server_side=True)
+        for end in (client, server, client, server):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+        return client.getpeercert() or {}
+
     def _look(self) -> tuple[Any, ...]:
         found: list[Any] = []
-        for path in self.paths:
+        for path in (*self.paths, self._clients_ca):
             try:
                 status = os.stat(path)
                 found.append((status.st_mtime_ns, status.st_size, status.st_ino))
@@ -1392,9 +1417,10 @@ class Identity:
         if seen != self._seen:
             self._seen = seen
             try:
-                self._credentials, self._stamp = self._load(seen), seen
+                self._credentials, self._stamp, self.fault = self._load(seen), seen, ""
                 log.info("took the renewed certificate of %s", self.paths.cert)
             except (OSError, ValueError) as e:
+                self.fault = str(e)
                 log.warning("kept the certificate of before: %s", e)
         return self._credentials
 
@@ -1409,7 +1435,8 @@ class Identity:
         client = make_context(self.paths, False, self._trusting)
         if self._trusting:
             return Credentials(pem, client, client, client)
-        server, guests = (make_context(self.paths, True, False) for _ in range(2))
+        server = make_context(self.paths, True)
+        guests = make_context(self.paths, True, also=self._clients_ca)
         if self._guests:
             guests.verify_mode = ssl.CERT_OPTIONAL
         if self._look() != seen:
@@ -9521,6 +9548,7 @@ DIAL_S = 2.0
 ENGINE_S = 4.0  # after which an engine that does not answer counts as hung
 LEAST_FREE_BYTES = 500_000_000
 MOST_SKEW_S = 3.0
+RENEW_DAYS = 30
 
 
 class Finding(NamedTuple):
@@ -9578,9 +9606,45 @@ def list_doors(view: View, settings: Settings, role: str) -> dict[HostPort, str]
     return doors | {h.agent: f"the slave of {h.name}" for h in view.living_hosts()}
 
 
+def require_own_certificate(settings: Settings) -> Mapping[str, Any]:
+    """Return this machine's certificate, {} in the clear. Raises Usage when others refuse it."""
+    own = identity()
+    if own is None:
+        return {}
+    cert: Mapping[str, Any] = {}
+    try:
+        cert = own.show(settings.ip)
+        why = "" if read_peer(cert).machine else "it is one of a client"
+        if not why and settings.hostname not in read_peer(cert).names:
+            why = f"it is not for {settings.hostname}"
+    except OSError as e:
+        why = getattr(e, "verify_message", "") or str(e)
+    if why:
+        command = f"arpanet ca issue --host {settings.hostname} --ip {settings.ip}"
+        raise Usage(f"{own.paths.cert} is no certificate of this machine: {why}; try: {command}")
+    return cert
+
+
+def complain_of_certificate(settings: Settings, now: datetime.datetime) -> str:
+    """Return what is wrong with this machine's certificate, or soon will be; "" for nothing."""
+    own = identity()
+    if own is None:
+        return ""
+    try:
+        cert = require_own_certificate(settings)
+    except Usage as e:
+        return str(e)
+    left = email.utils.parsedate_to_datetime(cert["notAfter"]) - now
+    if left.days < RENEW_DAYS:
+        return f"{own.paths.cert} is good for {left.days} days only"
+    if not own.fault and os.stat(own.paths.key).st_mode & 0o077:
+        return f"{own.paths.key} can be read by others than its owner"
+    return own.fault
+
+
 def own_facts(view: View, settings: Settings, role: str) -> dict[str, Any]:
     """Return what a master or slave says of itself to doctor. Blocks for DIAL_S at most."""
-    doors = list_doors(view, settings, role)
+    doors, now = list_doors(view, settings, role), utc_now()
     shut = {f"{doors[a]} ({a})": why for a, why in dial_all(doors).items() if why}
     return {
         "version": __version__,
@@ -9588,7 +9652,8 @@ def own_facts(view: View, settings: Settings, role: str) -> dict[str, Any]:
         "free_bytes": shutil.disk_usage(settings.state_dir).free,
         "state_dir": settings.state_dir,
         "link_subnet": settings.link_subnet,
-        "clock_s": utc_now().timestamp(),
+        "certificate": complain_of_certificate(settings, now),
+        "clock_s": now.timestamp(),
     }
 
 
@@ -9749,7 +9814,7 @@ def check_disks(facts: Mapping[str, Facts]) -> list[Finding]:
 
 
 def check_complaints(facts: Mapping[str, Facts]) -> list[Finding]:
-    """Judge what slaves say of their engines, and of their route for links."""
+    """Judge what members say of engines, of the route for links, and of their certificates."""
     faults = [
         Finding(False, f"{who}: {f[field]}", cure)
         for field, cure in COMPLAINTS.items()
@@ -9762,6 +9827,7 @@ def check_complaints(facts: Mapping[str, Facts]) -> list[Finding]:
 COMPLAINTS = {
     "engine": "on it: systemctl start docker",
     "route": "on it: arpanet slave stop; arpanet slave start",
+    "certificate": "see: arpanet help tls",
 }
 
 
@@ -11162,6 +11228,128 @@ def same_machine(mine: bytes, found: bytes) -> bool:
     return bool(read_value(mine)["machine"] == read_value(found).get("machine"))
 
 
+# ==== Authority ==============================================================
+# Makes the certificates of machines and of clients. Its key lies in a directory
+# of its own, which no daemon reads.
+
+AUTHORITY_DAYS, CERTIFICATE_DAYS = 3650, 397
+KEY_USES = (
+    "digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
+    "key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
+)  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """A certificate and its key."""
+
+    cert: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+def sign_certificate(
+    name: str, days: int, authority: Pair | None, extensions: Iterable[Any]
+) -> Pair:
+    """Return a new certificate and its key; without an authority it is signed by itself."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), utc_now()
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    signer = authority.key if authority else key
+    end = now + datetime.timedelta(days=days)
+    builder = x509.CertificateBuilder(
+        issuer_name=authority.cert.subject if authority else subject,
+        subject_name=subject,
+        public_key=key.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=now - datetime.timedelta(hours=1),  # clocks differ
+        not_valid_after=min(end, authority.cert.not_valid_after_utc) if authority else end,
+    )
+    uses = ("digital_signature",) if authority else ("key_cert_sign", "crl_sign")
+    for extension in (
+        x509.BasicConstraints(ca=not authority, path_length=None if authority else 0),
+        x509.KeyUsage(**{use: use in uses for use in KEY_USES}),
+        x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
+        *extensions,
+    ):
+        critical = isinstance(extension, (x509.BasicConstraints, x509.KeyUsage))
+        builder = builder.add_extension(extension, critical)
+    return Pair(builder.sign(signer, hashes.SHA256()), key)
+
+
+def sign_for_machine(name: str, ips: Sequence[str], days: int, authority: Pair) -> Pair:
+    """Return a certificate that opens a machine's ports, and those of the others to it."""
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    names = dict.fromkeys((name, MACHINE, "localhost"))
+    addresses = dict.fromkeys((*ips, "127.0.0.1"))
+    sans = [
+        *(x509.DNSName(n) for n in names),
+        *(x509.IPAddress(ipaddress.ip_address(a)) for a in addresses),
+    ]
+    uses = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+    return sign_certificate(name, days, authority, [x509.SubjectAlternativeName(sans), uses])
+
+
+def sign_for_client(name: str, days: int, authority: Pair) -> Pair:
+    """Return a certificate that opens the Docker API alone."""
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    uses = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+    return sign_certificate(name, days, authority, [uses])
+
+
+def write_pair(cert_path: str, key_path: str, pair: Pair) -> None:
+    """Write a certificate and its key, which its owner alone can read. Raises OSError."""
+    from cryptography.hazmat.primitives import serialization
+
+    form = serialization.Encoding.PEM
+    key = pair.key.private_bytes(
+        form, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    write_file(key_path, key)
+    write_file(cert_path, pair.cert.public_bytes(form), 0o644)
+
+
+def authority_paths(directory: str, cert: str) -> tuple[str, str]:
+    """Return where the certificate of an authority is, and its key."""
+    path = os.path.join(directory, cert)
+    return path, path.replace(".pem", "-key.pem")
+
+
+def make_authorities(directory: str) -> None:
+    """Make the authority for machines and that for clients. Raises Usage where one is, OSError."""
+    if os.path.exists(os.path.join(directory, "ca.pem")):
+        raise Usage(f"an authority is in {directory} already; for another one: another directory")
+    for cert, what in ((CLIENTS_CA, "clients"), ("ca.pem", "machines")):
+        name = f"arpanet {what} {secrets.token_hex(4)}"  # one of its own: they are told apart by it
+        pair = sign_certificate(name, AUTHORITY_DAYS, None, ())
+        write_pair(*authority_paths(directory, cert), pair)
+
+
+def read_authority(directory: str, cert: str) -> Pair:
+    """Return an authority. Raises Usage when there is none.
+
+    Beside its own, its file may hold the certificates of others that are trusted.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    paths = authority_paths(directory, cert)
+    with contextlib.suppress(ValueError, TypeError):  # told below
+        certs, key = (read_file(path) for path in paths)
+        found: Any = serialization.load_pem_private_key(key, None)
+        for certificate in x509.load_pem_x509_certificates(certs):
+            if certificate.public_key() == found.public_key():
+                return Pair(certificate, found)
+    told = f"{' and '.join(paths)} are no authority"
+    raise Usage(f"{told}; make one: arpanet ca init DIR, then say --ca DIR")
+
+
 # ==== CLI ====================================================================
 # What a person types. A daemon is forked before any thread runs, and the one who
 # typed start waits on a pipe until it answers.
@@ -11403,6 +11591,8 @@ def start_role(role: str, settings: Settings, foreground: bool) -> int:
     """Start a daemon, in the foreground or detached; return the exit code."""
     if role != "client" or not settings.masters:
         settings = with_ip(role, settings)
+    if role != "client":
+        require_own_certificate(settings)
     holder = lock_holder(lock_path(settings, role))
     if holder:
         raise LockHeld(f"the {role} runs already, as process {holder}; see: arpanet {role} status")
@@ -11655,6 +11845,10 @@ def wants_colour(environment: Mapping[str, str]) -> bool:
 
 def run_doctor(settings: Settings) -> list[Finding]:
     """Return what a person would find who looks for the fault."""
+    try:
+        use_identity(make_identity(settings, "master"))
+    except Usage as e:
+        return [Finding(False, str(e), COMPLAINTS["certificate"])]
     file = read_env_file()
     with contextlib.suppress(Usage):  # check_start() tells it, where a slave is to run
         slave = read_settings({}, {}, file, settings.hostname, "slave")
@@ -11752,6 +11946,7 @@ def check_start(settings: Settings, role: str) -> Iterator[str]:
     tries: list[Callable[[], Any]] = [
         lambda: read_settings({}, {}, read_env_file(), settings.hostname, role),
         lambda: choose_ip(settings.ip, local_addresses()),
+        lambda: require_own_certificate(settings),
     ]
     for port in ports.get(role, (settings.agent_port,)):
         tries.append(functools.partial(require_free_port, settings.ip or "127.0.0.1", port))
@@ -12110,6 +12305,41 @@ def show_spread(options: argparse.Namespace, settings: Settings) -> int:
     return code
 
 
+CLIENT_NAME = "[A-Za-z0-9_][A-Za-z0-9_.@-]{0,62}"
+
+
+def run_ca(options: argparse.Namespace, _settings: Settings) -> int:
+    """Make authorities or a certificate; return the exit code. Raises Usage, Unavailable."""
+    with disk_errors(options.ca):
+        if options.verb == "init":
+            make_authorities(options.ca)
+            print_line(f"made {options.ca}; its keys open everything: keep them to yourself")
+            return 0
+        return issue(options)
+
+
+def issue(options: argparse.Namespace) -> int:
+    """Make a certificate; return the exit code. Raises Usage, OSError."""
+    host, client, days = options.host, options.client, min(options.days, AUTHORITY_DAYS)
+    if bool(host) == bool(client) or bool(host) != bool(options.ip):
+        raise Usage("say for whom: --host NAME --ip IP, or --client NAME")
+    if client and not re.fullmatch(CLIENT_NAME, client):
+        raise Usage(f"a client's name is made of letters, digits, dots and dashes, not {client!r}")
+    authority = read_authority(options.ca, "ca.pem" if host else CLIENTS_CA)
+    if host:
+        pair = sign_for_machine(host, options.ip, days, authority)
+    else:
+        pair = sign_for_client(client, days, authority)
+    directory = os.path.join(options.ca, "hosts" if host else "clients", host or client)
+    for name in ("ca.pem", CLIENTS_CA) if host else ("ca.pem",):
+        trusted = read_file(os.path.join(options.ca, name))
+        write_file(os.path.join(directory, name), trusted, 0o644)
+    write_pair(os.path.join(directory, "cert.pem"), os.path.join(directory, "key.pem"), pair)
+    end, place = pair.cert.not_valid_after_utc, f"{host}:{TLS_DIR}" if host else "its ~/.docker"
+    print_line(f"made {directory}, good until {end:%Y-%m-%d}; its files belong in {place}")
+    return 0
+
+
 def run_docker(settings: Settings, arguments: Sequence[str]) -> int:
     """Become the docker client, at a master that answers. Raises Unavailable, Usage."""
     master = find_master(settings)
@@ -12161,6 +12391,18 @@ A master is an etcd member and the Docker API at port 8791. The first is started
 the others with --peers and the address of one that is there. All are equal, and any may stop: more
 than half must answer for anything to be changed, so have three or five. docker may ask any of them;
 arpanet client start and arpanet docker find one that lives. arpanet master status shows all.""",
+    "tls": """\
+With certificates every port speaks TLS, in both directions. On a machine that you keep to yourself:
+  arpanet ca init ca; cd ca
+  arpanet ca issue --host h1 --ip 192.168.8.120     for each machine
+  arpanet ca issue --client me                      for each person
+Copy the files of hosts/h1 to /etc/arpanet/tls of h1, put ARPANET_CERT_PATH=/etc/arpanet/tls into
+its /etc/arpanet/arpanet.env, and start it. Then, with DOCKER_CERT_PATH=clients/me:
+  docker --tlsverify -H tcp://192.168.8.120:8791 ps
+A client's certificate opens the Docker API, which is as much as root on every host. Masters and
+slaves need a machine's, which is good for its HOSTNAME and address alone. To renew one (397 days;
+doctor tells a month before) issue it again and copy the files again: nothing is restarted. The
+README tells how an authority is replaced. An arpanet made without TLS is not converted.""",
     "doctor": """\
 arpanet doctor looks at this machine and its arpanet: which masters and slaves answer, who reaches
 whom, engines, the route for links, versions, clocks, disks, names that are there twice. A line with
@@ -12228,6 +12470,8 @@ VERBS = {
     ("client", "start"): "Offer a unix socket that always reaches a living master",
     ("client", "stop"): "Stop this machine's client",
     ("client", "status"): "Show whether this machine's client runs",
+    ("ca", "init"): "Make what signs the certificates",
+    ("ca", "issue"): "Make or renew the certificate of a machine, or of a client",
     ("host", "ls"): "Show all hosts, and what of them is taken",
     ("host", "inspect"): "Show all that is known of a host",
     ("host", "drain"): "Keep all new containers off a host",
@@ -12243,8 +12487,13 @@ ROLES = {
     "client": "Run a local Docker endpoint that finds a living master",
     "host": "Show the hosts, and say which of them take containers",
     "image": "Put images where they will be needed",
+    "ca": "Make certificates for TLS",
 }
 TOLD = {
+    ("ca", "issue"): """\
+It is made in DIR/hosts/NAME or DIR/clients/NAME, as ca.pem, cert.pem and key.pem. To renew it, type
+the same again, and copy the files again: a daemon takes them at the next connection.
+""",
     ("master", "leave"): """\
 It is stopped, and the others go on without it; no command of theirs fails. Its data is kept as
 etcd.old in its state directory. The last master cannot leave. Where systemd starts it, type too:
@@ -12408,6 +12657,23 @@ OWN_FLAGS: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]] = {
             "help": "Such as zone=b, or zone- to take it away",
         },
     },
+    ("ca", "init"): {"ca": {"metavar": "DIR", "help": "Where it is to be kept"}},
+    ("ca", "issue"): {
+        "--ca": {
+            "metavar": "DIR",
+            "default": ".",
+            "help": "What init has made (default: this one)",
+        },
+        "--host": {"type": parse_hostname, "metavar": "NAME", "help": "A machine's HOSTNAME"},
+        "--ip": {"type": parse_ips, "metavar": "IP[,IP…]", "help": "Its ARPANET_IP"},
+        "--client": {"metavar": "NAME", "help": "Somebody who uses the Docker API"},
+        "--days": {
+            "type": parse_count,
+            "default": CERTIFICATE_DAYS,
+            "metavar": "N",
+            "help": f"How long it is good for (default: {CERTIFICATE_DAYS})",
+        },
+    },
     ("image", "spread"): {
         "image": {"metavar": "IMAGE", "help": "Such as redis:7"},
         "--to": {"default": "", "metavar": "KEY==VALUE", "help": "Only to such hosts"},
@@ -12421,7 +12687,7 @@ def run_command(
     """Do what was typed; return the exit code."""
     if options.role == "doctor":
         return print_findings(run_doctor(settings), options.json, wants_colour(environment))
-    own = {"host": run_host, "place": show_place, "image": show_spread}
+    own = {"host": run_host, "place": show_place, "image": show_spread, "ca": run_ca}
     if options.role == "docker":
         return run_docker(settings, options.arguments)
     if options.role in own:
@@ -12472,7 +12738,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             socket.gethostname(),
             READS.get(options.role, options.role),
         )
-        if getattr(options, "verb", "") != "stop":
+        if options.role != "doctor" and getattr(options, "verb", "") != "stop":
             use_identity(make_identity(settings, options.role))
         return run_command(options, settings, environment)
     except ArpanetError as e:

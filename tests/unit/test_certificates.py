@@ -5,93 +5,59 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import ipaddress
 import logging
+import os
+import re
+import shutil
 import ssl
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 import arpanet
 from arpanet import (
     CertificateFiles,
     Identity,
+    Pair,
     Settings,
     Usage,
+    complain_of_certificate,
     make_identity,
     read_peer,
     read_settings,
+    require_own_certificate,
+    sign_certificate,
+    sign_for_client,
+    sign_for_machine,
+    use_identity,
 )
 
+README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
 IP = "192.168.8.120"
-MACHINE_USES = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+NAMES, IPS = ("h1", "arpanet", "localhost"), (IP, "127.0.0.1")
 
 
-class Pair(NamedTuple):
-    """A certificate and its key."""
-
-    cert: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-
-
-def sign(name: str, ca: Pair | None, **extensions: Any) -> Pair:
-    """Return a certificate: an authority's if there is no ca."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(ca.cert.subject if ca else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=2))
-        .not_valid_after(now + datetime.timedelta(days=extensions.get("days", 1)))
-        .add_extension(x509.BasicConstraints(ca is None, None), critical=True)
-    )
-    if names := extensions.get("names"):
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    if ca:
-        uses = extensions.get("uses", MACHINE_USES)
-        builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
-    return Pair(builder.sign(ca.key if ca else key, hashes.SHA256()), key)
-
-
-MACHINE_NAMES = [
-    x509.DNSName("h1"),
-    x509.DNSName("arpanet"),
-    x509.IPAddress(ipaddress.ip_address(IP)),
-]
-
-
-def write(directory: Path, ca: Pair, own: Pair | None, password: bytes = b"") -> CertificateFiles:
+def write(directory: Path, ca: Pair, own: Pair | None) -> CertificateFiles:
     """Return the paths of files as docker names them."""
     directory.mkdir(exist_ok=True)
-    (directory / "ca.pem").write_bytes(ca.cert.public_bytes(serialization.Encoding.PEM))
+    files = CertificateFiles(*(str(directory / f"{n}.pem") for n in ("ca", "cert", "key")))
+    arpanet.write_pair(files.ca, str(directory / "ca-key.pem"), ca)
     if own:
-        hidden: Any = serialization.NoEncryption()
-        if password:
-            hidden = serialization.BestAvailableEncryption(password)
-        forms = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-        (directory / "cert.pem").write_bytes(own.cert.public_bytes(serialization.Encoding.PEM))
-        (directory / "key.pem").write_bytes(own.key.private_bytes(*forms, hidden))
-    return CertificateFiles(*(str(directory / f"{n}.pem") for n in ("ca", "cert", "key")))
+        arpanet.write_pair(files.cert, files.key, own)
+    return files
 
 
 @pytest.fixture(scope="module")
 def ca() -> Pair:
-    return sign("ours", None)
+    return sign_certificate("ours", 9, None, ())
 
 
 @pytest.fixture(scope="module")
 def machine(ca: Pair) -> Pair:
-    return sign("h1", ca, names=MACHINE_NAMES)
+    return sign_for_machine("h1", [IP], 9, ca)
 
 
 @pytest.fixture
@@ -117,13 +83,12 @@ def shake(server: ssl.SSLContext, client: ssl.SSLContext, host: str = IP) -> tup
 def test_two_machines_see_who_the_other_is(files: CertificateFiles) -> None:
     identity = Identity(files)
     for seen in shake(identity.server_context(), identity.client_context()):
-        assert read_peer(seen) == (("h1", "arpanet"), (IP,), True, "h1")
+        assert read_peer(seen) == (NAMES, IPS, True, "h1")
 
 
 def test_a_certificate_without_the_name_is_no_machines(tmp_path: Path, ca: Pair) -> None:
-    user = sign("eve", ca, uses=MACHINE_USES[1:])
-    client = Identity(write(tmp_path / "eve", ca, user))
-    server = Identity(write(tmp_path / "h1", ca, sign("h1", ca, names=MACHINE_NAMES)))
+    client = Identity(write(tmp_path / "eve", ca, sign_for_client("eve", 9, ca)))
+    server = Identity(write(tmp_path / "h1", ca, sign_for_machine("h1", [IP], 9, ca)))
     seen, _ = shake(server.server_context(), client.client_context())
     assert read_peer(seen) == ((), (), False, "eve")
     with pytest.raises(ssl.SSLError):  # and it opens no port
@@ -137,10 +102,10 @@ def test_nobodys_certificate_says_nothing() -> None:
 def stranger(kind: str, directory: Path, ca: Pair) -> Identity:
     """Return somebody who is not to be let in."""
     if kind == "of another authority":
-        other = sign("theirs", None)
-        files = write(directory, ca, sign("h1", other, names=MACHINE_NAMES))
+        other = sign_certificate("theirs", 9, None, ())
+        files = write(directory, ca, sign_for_machine("h1", [IP], 9, other))
     elif kind == "expired":
-        files = write(directory, ca, sign("h1", ca, names=MACHINE_NAMES, days=-1))
+        files = write(directory, ca, sign_for_machine("h1", [IP], 0, ca))
     else:
         files = write(directory, ca, None)
     return Identity(files, trusting=True)
@@ -189,7 +154,7 @@ def test_a_renewed_certificate_is_taken_when_all_of_it_is_there(
     ours = Identity(files)
     stamp, pem, context = ours.stamp(), ours.read(), ours.server_context()
     assert ours.server_context() is context
-    renewed = write(tmp_path / "new", ca, sign("h1 again", ca, names=MACHINE_NAMES))
+    renewed = write(tmp_path / "new", ca, sign_for_machine("again", [IP], 9, ca))
     Path(renewed.cert).replace(files.cert)  # and its key is still the old one
     for _ in range(3):
         assert (ours.stamp(), ours.read(), ours.server_context()) == (stamp, pem, context)
@@ -197,7 +162,7 @@ def test_a_renewed_certificate_is_taken_when_all_of_it_is_there(
     assert files.key in caplog.text
     Path(renewed.key).replace(files.key)
     seen, _ = shake(ours.server_context(), ours.client_context())
-    assert read_peer(seen).common_name == "h1 again"
+    assert read_peer(seen).common_name == "again"
     assert ours.stamp() != stamp
     assert ours.read() != pem
     assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
@@ -220,7 +185,7 @@ def test_many_threads_may_ask_while_it_is_renewed(
     for thread in threads:
         thread.start()
     for i in range(20):
-        renewed = write(tmp_path / f"new{i}", ca, sign("h1", ca, names=MACHINE_NAMES))
+        renewed = write(tmp_path / f"new{i}", ca, sign_for_machine("h1", [IP], 9, ca))
         Path(renewed.key).replace(files.key)
         Path(renewed.cert).replace(files.cert)
     for thread in threads:
@@ -243,8 +208,31 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, ca: Pair, machine: Pair) -
 
 
 def test_nobody_is_asked_for_a_password(tmp_path: Path, ca: Pair, machine: Pair) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    files = write(tmp_path, ca, machine)
+    hidden = serialization.BestAvailableEncryption(b"secret")
+    forms = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    Path(files.key).write_bytes(machine.key.private_bytes(*forms, hidden))
     with pytest.raises(Usage, match="password"):
-        Identity(write(tmp_path, ca, machine, b"secret"))
+        Identity(files)
+
+
+def test_who_opens_the_api_alone_is_signed_by_another_authority(
+    tmp_path: Path, ca: Pair, files: CertificateFiles
+) -> None:
+    ours, clients = Identity(files), sign_certificate("clients", 9, None, ())
+    user = Identity(write(tmp_path / "me", ca, sign_for_client("me", 9, clients)))
+    before = ours.stamp()
+    with pytest.raises(ssl.SSLError):
+        shake(ours.server_context(guests=True), user.client_context())
+    shutil.copy(write(tmp_path / "clients", clients, None).ca, Path(files.ca).parent / "x")
+    os.replace(Path(files.ca).parent / "x", Path(files.ca).parent / "clients-ca.pem")
+    seen, _ = shake(ours.server_context(guests=True), user.client_context())
+    assert read_peer(seen) == ((), (), False, "me")
+    assert ours.stamp() != before
+    with pytest.raises(ssl.SSLError):
+        shake(ours.server_context(), user.client_context())
 
 
 def settings(**given: Any) -> Settings:
@@ -286,3 +274,180 @@ def test_only_tls_alone_is_for_guests(tmp_path: Path, ca: Pair, files: Certifica
                 shake(found.server_context(guests=True), guest)
         with pytest.raises(ssl.SSLCertVerificationError):  # and a machine verifies in any case
             shake(found.server_context(), found.client_context(), "elsewhere")
+
+
+# ---- the certificate of a machine
+
+
+@pytest.fixture
+def used(files: CertificateFiles) -> Iterator[Identity]:
+    """Use a certificate as a daemon does."""
+    own = Identity(files)
+    use_identity(own)
+    yield own
+    use_identity(None)
+
+
+@pytest.mark.usefixtures("used")
+def test_a_machine_knows_its_certificate() -> None:
+    assert read_peer(require_own_certificate(settings(ip=IP))).machine
+    assert require_own_certificate(settings(ip="127.0.0.1"))
+    use_identity(None)
+    assert require_own_certificate(settings(ip="1.2.3.4")) == {}
+
+
+NOT_ITS_OWN = {
+    "another address": (dict(ip="192.168.8.121"), "192.168.8.121'"),
+    "another name": (dict(hostname="h2"), "it is not for h2"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_ITS_OWN)
+@pytest.mark.usefixtures("used")
+def test_a_machine_is_not_started_with_the_certificate_of_another(what: str) -> None:
+    given, told = NOT_ITS_OWN[what]
+    with pytest.raises(Usage, match=told) as caught:
+        require_own_certificate(settings(**{"ip": IP, **given}))
+    assert "arpanet ca issue --host" in str(caught.value)
+
+
+def broken(what: str, ca: Pair) -> Pair:
+    """Return a certificate that will not do for h1."""
+    if what == "purpose":
+        return sign_for_client("h1", 9, ca)
+    if what == "expired":
+        return sign_for_machine("h1", [IP], 0, ca)
+    return sign_for_machine("h1", [IP], 9, sign_certificate("another", 9, None, ()))
+
+
+@pytest.mark.parametrize("what", ["expired", "purpose", "issuer"])
+def test_a_machine_is_not_started_with_a_certificate_that_others_refuse(
+    what: str, tmp_path: Path, ca: Pair
+) -> None:
+    use_identity(Identity(write(tmp_path, ca, broken(what, ca))))
+    try:
+        with pytest.raises(Usage, match=what):
+            require_own_certificate(settings(ip=IP))
+    finally:
+        use_identity(None)
+
+
+def test_doctor_is_told_before_it_is_too_late(files: CertificateFiles, used: Identity) -> None:
+    now = datetime.datetime.now(datetime.timezone.utc)
+
+    def complaint(days: int = 0) -> str:
+        then = now - datetime.timedelta(days=days)
+        return complain_of_certificate(settings(ip=IP), then)
+
+    assert "good for 8 days only" in complaint()
+    assert complaint(40) == ""
+    os.chmod(files.key, 0o640)
+    assert "can be read by others" in complaint(40)
+    Path(files.key).write_text("half of it")
+    assert files.key in complaint(40)
+    use_identity(None)
+    assert complaint() == ""
+    assert used.fault
+    found = arpanet.check_complaints({"slave h1": {"certificate": "is good for 8 days only"}})
+    assert [(f.well, f.text) for f in found] == [(False, "slave h1: is good for 8 days only")]
+
+
+# ---- arpanet ca
+
+
+def ca_command(*words: str) -> int:
+    return arpanet.main(["ca", *words])
+
+
+def test_the_commands_that_the_readme_shows_make_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for told in (README.partition("\n## TLS\n")[2], arpanet.TOPICS["tls"]):
+        commands = re.findall(r"arpanet ca (\w+ [^;\n`(]*?)(?:$|;| {2,}|`)", told, re.M)
+        assert [c.split()[0] for c in commands][:3] == ["init", "issue", "issue"]
+        shutil.rmtree(tmp_path / "ca", ignore_errors=True)
+        assert ca_command(*commands[0].split()) == 0
+        monkeypatch.chdir(tmp_path / "ca")
+        assert [ca_command(*c.split()) for c in commands[1:]] == [0] * len(commands[1:])
+        machine, me = (
+            make_identity(settings(cert_path=path), "master") for path in ("hosts/h1", "clients/me")
+        )
+        assert machine
+        assert me
+        seen, master = shake(machine.server_context(guests=True), me.client_context())
+        assert read_peer(seen) == ((), (), False, "me")
+        assert read_peer(master) == (NAMES, IPS, True, "h1")
+        with pytest.raises(ssl.SSLError):
+            shake(machine.server_context(), me.client_context())
+        monkeypatch.chdir(tmp_path)
+
+
+def test_keys_are_for_their_owner_alone(tmp_path: Path) -> None:
+    at = str(tmp_path / "ca")
+    assert ca_command("init", at) == 0
+    assert ca_command("issue", "--ca", at, "--host", "h1", "--ip", f"{IP},10.0.0.1") == 0
+    assert ca_command("issue", "--ca", at, "--client", "me") == 0
+    modes = {str(p.relative_to(at)): p.stat().st_mode & 0o777 for p in Path(at).rglob("*.pem")}
+    keys = {"ca-key.pem", "clients-ca-key.pem", "hosts/h1/key.pem", "clients/me/key.pem"}
+    assert {path for path, mode in modes.items() if mode == 0o600} == keys
+    assert {path for path, mode in modes.items() if mode == 0o644} == modes.keys() - keys
+    assert "hosts/h1/clients-ca.pem" in modes
+    assert "clients/me/clients-ca.pem" not in modes
+
+
+def test_an_authority_is_not_replaced_and_a_certificate_is_renewed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = str(tmp_path)
+    issue = ("issue", "--ca", at, "--host", "h1", "--ip", IP, "--days", "9999999")
+    assert ca_command("init", at) == 0
+    kept = [(tmp_path / name).read_bytes() for name in ("ca.pem", "ca-key.pem")]
+    assert ca_command("init", at) == 2
+    assert [(tmp_path / name).read_bytes() for name in ("ca.pem", "ca-key.pem")] == kept
+    assert ca_command(*issue) == 0
+    own = make_identity(settings(cert_path=f"{at}/hosts/h1"), "slave")
+    assert own
+    first = own.show(IP)
+    assert ca_command(*issue) == 0
+    assert own.show(IP)["serialNumber"] != first["serialNumber"]
+    assert own.show(IP)["notAfter"]
+    capsys.readouterr()
+
+
+def test_both_authorities_are_trusted_while_one_replaces_the_other(tmp_path: Path) -> None:
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    for at in (old, new):
+        assert ca_command("init", at) == 0
+    for name in ("ca.pem", "clients-ca.pem"):
+        path = Path(new, name)
+        path.write_bytes(Path(old, name).read_bytes() + path.read_bytes())
+    for at in (old, new):
+        assert ca_command("issue", "--ca", at, "--host", "h1", "--ip", IP) == 0
+    shutil.copy(f"{new}/ca.pem", f"{old}/hosts/h1/ca.pem")
+    before, after = (
+        make_identity(settings(cert_path=f"{at}/hosts/h1"), "master") for at in (old, new)
+    )
+    assert before
+    assert after
+    for server, client in ((before, after), (after, before)):
+        shake(server.server_context(), client.client_context())
+
+
+REFUSED = [
+    (["--host", "h1"], "--ip IP"),
+    (["--ip", IP], "--host NAME"),
+    (["--client", "me", "--ip", IP], "--client NAME"),
+    (["--client", "me", "--host", "h1", "--ip", IP], "--client NAME"),
+    (["--client", "../me"], "'../me'"),
+    (["--client", "me"], "arpanet ca init DIR"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), REFUSED)
+def test_a_certificate_is_for_somebody(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ca_command("issue", "--ca", str(tmp_path), *words) == 2
+    assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

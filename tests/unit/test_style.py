@@ -291,6 +291,7 @@ def test_the_clock_of_the_wall_decides_nothing() -> None:
         "ask_facts",  # how far a clock is off
         "get_containers",  # "Up 2 hours"
         "own_facts",
+        "sign_certificate",  # until when it is good
     ]
 
 
