@@ -541,9 +541,9 @@ IDLE = 5000
 
 
 @contextlib.contextmanager
-def idle(world: World) -> Iterator[tuple[Way, Process]]:
+def idle(world: World, on: str = "h1") -> Iterator[tuple[Way, Process]]:
     """Yield a link that carries 5,000 idle connections, and the slave that has them."""
-    host = world.lab["h1"]
+    host = world.lab[on]
     way = linked(world, host, host)[OURS]
     words = ["hold", "{}:{}".format(*way.ports[ECHO]), str(IDLE)]
     inside = [*way.enter, *LOAD, *words]
@@ -571,14 +571,18 @@ def idle_memory(world: World) -> Iterator[Mapping[str, Sampler]]:
 
 @contextlib.contextmanager
 def idle_connect(world: World) -> Iterator[Mapping[str, Sampler]]:
-    """Compare new connections beside idle ones with those of another host without them."""
+    """Compare new connections beside idle ones with those of another host without them.
+
+    Both hosts are new to it: once the connections that ended in the last minute have taken half of
+    a host's ports, the kernel searches for a free one for milliseconds.
+    """
 
     def sample(way: Way) -> float:
         return 1e6 / way.load(ECHO, "connect", 1, world.seconds)["rate_s"]
 
     calm = world.lab["h2"]
     without = linked(world, calm, calm)[OURS]
-    with idle(world) as (way, _slave):
+    with idle(world, "h3") as (way, _slave):
         yield {OURS: lambda: sample(way), "a slave without them": lambda: sample(without)}
 
 
