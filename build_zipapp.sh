@@ -1,8 +1,8 @@
 #!/bin/sh
 # Build dist/arpanet.pex, arpanet with its dependencies as one file, and dist/arpanet.pex.sha256.
 #
-#   ./build_zipapp.sh            for the Python and the CPU of this machine (9 MB)
-#   ./build_zipapp.sh --all      one file for CPython 3.10 to 3.14 on x86_64 and aarch64 (70 MB)
+#   ./build_zipapp.sh            for the Python and the CPU of this machine (14 MB)
+#   ./build_zipapp.sh --all      one file for CPython 3.10 to 3.14 on x86_64 and aarch64 (92 MB)
 #   ./build_zipapp.sh --check    build twice, and fail when the two files differ
 #   ./build_zipapp.sh --lock     resolve the dependencies anew and write requirements.txt
 #
@@ -17,7 +17,7 @@ umask 022
 
 # What arpanet imports. --lock resolves these; a build takes only what stands in requirements.txt.
 # protobuf 3.20 is the last one that etcd3 works with; grpcio 1.80.1 has wheels for all our Pythons.
-WANTED='docker==7.2.0 etcd3==0.12.0 protobuf==3.20.3 grpcio==1.80.1'
+WANTED='docker==7.2.0 etcd3==0.12.0 protobuf==3.20.3 grpcio==1.80.1 cryptography==50.0.2'
 
 # pex has two wheels; with only this hash every Python takes the same one, and the result is the same.
 TOOLS='pex==2.105.2 --hash=sha256:5a4d73fbeab30ddf70e360971cb19b9fa80b2a29cfe83e786215fcdd5ef1af9d
@@ -163,7 +163,7 @@ try() { PEX_ROOT=$build/pex-root "$python" "$build/arpanet.pex" "$@" </dev/null;
 
 publish() {
     version=$(try --version) || die "the built file does not run; dist/ is as it was"
-    PEX_INTERPRETER=1 try -c 'import docker, etcd3' || die "the built file lacks what it needs; dist/ is as it was"
+    PEX_INTERPRETER=1 try -c 'import docker, etcd3, cryptography.x509' || die "the built file lacks what it needs; dist/ is as it was"
     built=$(key)
     mv -f "$build/arpanet.pex" dist/arpanet.pex
     (cd dist && sha256sum arpanet.pex >arpanet.pex.sha256)
@@ -180,7 +180,7 @@ write_lock() {
     "$tools/bin/python" -I - "$build/lock.json" >"$build/lock.txt" <<'PYTHON'
 import json, re, sys
 
-OURS = re.compile(r"-cp3(10|11|12|13|14)-cp3\d\d-\S*manylinux2014_(x86_64|aarch64)\S*\.whl$")
+OURS = re.compile(r"-cp3(9|1[0-4])-(cp3\d\d|abi3)-\S*manylinux2014_(x86_64|aarch64)\S*\.whl$")
 
 
 def wheels_we_take(artifacts):
