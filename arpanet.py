@@ -1365,6 +1365,9 @@ class Identity:
         self._stamp = self._seen = self._look()
         try:
             self._credentials = self._load(self._seen)
+        except PermissionError as e:
+            own = "DOCKER_TLS_VERIFY=1 DOCKER_CERT_PATH=DIR"
+            raise Usage(f"{e.filename} is not yours; with sudo, or with {own} of your own") from e
         except (OSError, ValueError) as e:
             raise Usage(f"cannot use the certificate for TLS: {e}") from e
 
@@ -12730,11 +12733,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.role in TEXTS:
             print_line(TEXTS[options.role](options))
             return 0
-        asks = options.role not in ("master", "slave") or options.verb == "status"
+        machine = options.role in ("master", "slave") and options.verb != "status"
+        others = {} if machine or options.role == "doctor" else docker_tls(environment)
         settings = read_settings(
             flags,
-            environment,
-            {**(docker_tls(environment) if asks else {}), **read_env_file()},
+            {**others, **environment},
+            read_env_file(),
             socket.gethostname(),
             READS.get(options.role, options.role),
         )

@@ -20,6 +20,7 @@ role=${ARPANET_ROLE:-none}
 peers=${ARPANET_PEERS:-}
 masters=${ARPANET_MASTERS:-}
 address=${ARPANET_IP:-}
+certs=${ARPANET_CERT_PATH:-}
 url=${ARPANET_URL:-}
 version=${ARPANET_VERSION:-}
 sum=${ARPANET_SHA256:-}
@@ -45,6 +46,7 @@ Option            Variable                 What it does
 --peers P         ARPANET_PEERS            For a master: boot if it is the first one, else addresses of masters
 --masters IP,...  ARPANET_MASTERS          For a slave on a machine without a master: addresses of masters
 --ip IP           ARPANET_IP               This machine's address for the others (default: its one private address)
+--cert-path DIR   ARPANET_CERT_PATH        For TLS: where ca.pem, cert.pem and key.pem of this machine are (arpanet help tls)
 --url URL         ARPANET_URL              Take arpanet.pex from there: https, file, a path; http with --sha256.
                                            With / at its end it is a place: URL/arpanet.pex, URL/VERSION/arpanet.pex
 --version V       ARPANET_VERSION          The version to install; any other is refused
@@ -80,11 +82,12 @@ parse() {
     while [ $# -gt 0 ]; do
         case $1 in
             master|slave) words="$words $1";;
-            --url|--version|--sha256|--peers|--masters|--ip)
+            --url|--version|--sha256|--peers|--masters|--ip|--cert-path)
                 [ $# -gt 1 ] || usage_error "$1 needs a value"
                 case $1 in
                     --url) url=$2;; --version) version=$2;; --sha256) sum=$2;;
                     --peers) peers=$2;; --masters) masters=$2;; --ip) address=$2;;
+                    --cert-path) certs=$2;;
                 esac
                 shift;;
             --start) start=1;;
@@ -110,6 +113,7 @@ check_options() {
     case $peers in boot) ;; *[!0-9.,]*) usage_error "--peers is boot or addresses of masters, not $peers";; esac
     case $masters in *[!0-9.,]*) usage_error "--masters is addresses of masters, not $masters";; esac
     case $address in *[!0-9.]*) usage_error "--ip is an IPv4 address, not $address";; esac
+    case $certs in ''|/*) ;; *) usage_error "--cert-path is a directory, like /etc/arpanet/tls, not $certs";; esac
     case $sum in *[!0-9a-f]*) usage_error "--sha256 is 64 digits of 0-9 and a-f, not $sum";; esac
     case $version in *[!0-9A-Za-z.]*) usage_error "--version is like 0.1.0, not $version";; esac
     [ "$purge" = 0 ] || [ "$uninstall" = 1 ] || usage_error "--purge goes with --uninstall"
@@ -127,6 +131,7 @@ preflight() {
     find_checkout
     check_system
     check_roles
+    check_certificate
     check_url
     find_address
     list_packages
@@ -179,6 +184,12 @@ check_roles() {
 
 # setting NAME: whether arpanet.env has it.
 setting() { grep -qs "^ *\(export \)\{0,1\}$1=." "$ETC/arpanet.env"; }
+
+check_certificate() {
+    [ -z "$certs" ] || for file in ca.pem cert.pem key.pem; do
+        [ -s "$certs/$file" ] || die "there is no $certs/$file; to make it, with arpanet on any machine: arpanet help tls"
+    done
+}
 
 check_url() {
     case $url in
@@ -396,7 +407,7 @@ install_files() {
     if [ "$dry_run" = 1 ]; then echo "would write $BIN"; else install_pex; fi
     if [ ! -e "$ETC/arpanet.env" ]; then
         env_file | put 644 "$ETC/arpanet.env"
-    elif [ -n "$peers$masters$address" ]; then
+    elif [ -n "$peers$masters$address$certs" ]; then
         say "$ETC/arpanet.env is kept as it is; settings are changed there"
     fi
     for r in master slave; do
@@ -424,6 +435,7 @@ env_file() {
     [ -z "$address" ] || echo "ARPANET_IP=$address"
     [ -z "$peers" ]   || echo "ARPANET_PEERS=$peers"
     [ -z "$masters" ] || echo "ARPANET_MASTERS=$masters"
+    [ -z "$certs" ]   || echo "ARPANET_CERT_PATH=$certs"
 }
 
 # unit ROLE. ProtectSystem=full and not strict: /etc/arpanet/arpanet.env may put the data wherever it likes.
@@ -453,6 +465,7 @@ KillMode=mixed
 LimitNOFILE=65536
 TasksMax=infinity
 StateDirectory=arpanet
+StateDirectoryMode=0700
 CacheDirectory=arpanet
 LogsDirectory=arpanet
 RuntimeDirectory=arpanet
@@ -562,7 +575,7 @@ say_next() {
     ! quietly firewall-cmd --state ||
         say "firewalld runs here; if others cannot join: firewall-cmd --permanent --add-port={8791,8792,2379,2380}/tcp && firewall-cmd --reload"
     say "done; next:"
-    if wants master; then echo "    docker -H tcp://127.0.0.1:8791 run --name hello busybox echo hi"
+    if wants master && ! setting ARPANET_CERT_PATH; then echo "    docker -H tcp://127.0.0.1:8791 run --name hello busybox echo hi"
     else echo "    arpanet docker info"; fi
 }
 

@@ -107,6 +107,7 @@ def test_an_unknown_option_is_refused_in_one_sentence(script: str) -> None:
         (["--version", "../1"], "--version"),
         (["--start", "--peers", "h1; rm"], "--peers"),
         (["--ip", "h1"], "--ip"),
+        (["--cert-path", "tls"], "--cert-path"),
         (["--sha256", "XYZ"], "--sha256"),
         (["--purge"], "--uninstall"),
     ],
@@ -138,6 +139,19 @@ def test_what_is_no_checkout_needs_a_url(tmp_path: pathlib.Path) -> None:
     done = run("sh", shutil.copy(REPO / "bootstrap.sh", tmp_path), "--dry-run")
     assert done.returncode == 1
     assert "--url" in done.stderr
+
+
+def test_a_certificate_must_be_there_and_stands_in_the_settings(tmp_path: pathlib.Path) -> None:
+    options = ["--dry-run", "--start", "--ip", "127.0.0.1", "--cert-path", str(tmp_path)]
+    for name in ("ca.pem", "cert.pem", "key.pem"):
+        done = run("sh", REPO / "bootstrap.sh", *options)
+        assert done.returncode == 1
+        assert f"there is no {tmp_path / name}" in done.stderr
+        (tmp_path / name).write_text("x")
+    assert run("sh", REPO / "bootstrap.sh", *options).returncode == 0
+    functions = (REPO / "bootstrap.sh").read_text().rpartition("\nmain ")[0] + "\n}\n"
+    done = run("sh", "-c", f'{functions}parse "$@"; env_file', "x", *options)
+    assert done.stdout.splitlines()[-2:] == ["ARPANET_PEERS=boot", f"ARPANET_CERT_PATH={tmp_path}"]
 
 
 def test_a_dry_run_needs_no_root_and_says_what_would_be_done(tmp_path: pathlib.Path) -> None:

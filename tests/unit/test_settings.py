@@ -40,7 +40,8 @@ def test_the_machines_name_is_the_default_hostname() -> None:
 
 def test_dockers_variables_of_tls_count_where_ours_say_nothing() -> None:
     def path(role: str, **environment: str) -> str:
-        return read_settings({}, environment, docker_tls(environment), "box", role).cert_path
+        given = {**docker_tls(environment), **environment}
+        return read_settings({}, given, {"ARPANET_CERT_PATH": "/etc"}, "box", role).cert_path
 
     assert docker_tls({"DOCKER_CERT_PATH": "/d"}) == {}  # as docker has it: not without VERIFY
     assert path("client", DOCKER_TLS_VERIFY="1", DOCKER_CERT_PATH="/d") == "/d"
