@@ -1463,6 +1463,45 @@ def identity() -> Identity | None:
     return Own.identity
 
 
+def identity_stamp() -> tuple[Any, ...]:
+    """Return what is another one when the certificate of this process was renewed."""
+    own = identity()
+    return own.stamp() if own else ()
+
+
+def dial_member(address: HostPort, timeout_s: float = 5.0, name: str = "") -> socket.socket:  # noqa: ARG001 (stub)
+    """Return a connected socket as dial(), by TLS if this process has a certificate.
+
+    Who answers has a certificate for the address. Raises OSError.
+    """
+    sock, own = dial(address, timeout_s), identity()
+    if own is None:
+        return sock
+    try:
+        sock.settimeout(timeout_s)
+        secure = own.client_context().wrap_socket(sock, server_hostname=address.host)
+    except BaseException:
+        sock.close()
+        raise
+    secure.settimeout(None)
+    return secure
+
+
+def find_tls_reason(error: OSError) -> str:
+    """Return why TLS failed, in a few words, "" where it is not TLS that did."""
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not to be trusted: {error.verify_message}"
+    if not isinstance(error, ssl.SSLError):
+        return ""
+    if "ALERT" in (error.reason or ""):
+        return f"it refuses this machine's certificate ({error.reason.lower()})"
+    if isinstance(error, ssl.SSLEOFError):
+        return "it ended TLS without a word; it may refuse this machine's certificate"
+    return f"it does not speak TLS ({(error.reason or str(error)).lower()})"
+
+
 def make_identity(settings: Settings, role: str) -> Identity | None:
     """Return the certificate that the settings name, None for none. Raises Usage if it is no good.
 
@@ -3268,8 +3307,8 @@ def api_range(view: View) -> ApiRange:
 
 
 # ==== Mesh ===================================================================
-# etcd, through etcd3's channel and stubs and nothing else of it: its watcher, its single
-# endpoint and its defaults lose events and hang. etcd is the truth for names, links, volumes and
+# etcd, through etcd3's stubs and nothing else of it: its watcher, its single endpoint and its
+# defaults lose events and hang. etcd is the truth for names, links, volumes and
 # who is alive; a change is one transaction, made so that repeating it after a lost answer is
 # harmless (class Transaction). Nobody outside this section knows gRPC.
 
@@ -3444,7 +3483,7 @@ def read_fault(error: Exception) -> Fault:
 class Etcd3(NamedTuple):
     """The parts of etcd3 that we use; untyped, so Any."""
 
-    client: Any
+    grpc: Any
     rpc: Any
     errors: tuple[type[Exception], ...]
 
@@ -3455,29 +3494,32 @@ def load_etcd3() -> Etcd3:
         os.putenv("GRPC_VERBOSITY", "ERROR")  # read by its C core when it is first loaded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # 80 of them, from protobuf 3.20
-        return Etcd3(
-            client=importlib.import_module("etcd3").client,
-            rpc=importlib.import_module("etcd3.etcdrpc"),
-            errors=(importlib.import_module("grpc").RpcError, ValueError),
-        )
+        rpc, grpc = importlib.import_module("etcd3.etcdrpc"), importlib.import_module("grpc")
+        return Etcd3(grpc, rpc, (grpc.RpcError, ValueError))
 
 
 class Wire:
-    """One gRPC channel to all masters, and etcd3's stubs on it."""
+    """One gRPC channel to all masters, with the certificate of now, and etcd3's stubs on it."""
 
     def __init__(self, etcd3: Etcd3, endpoints: Sequence[str]) -> None:
-        # gRPC's own syntax for many addresses, "ipv4:a:p,b:p"; etcd3 puts host and port together
-        host, _, port = ("ipv4:" + ",".join(endpoints)).rpartition(":")
-        client = etcd3.client(host, port, timeout=TRY_S, grpc_options=list(CHANNEL_OPTIONS))
-        self.rpc, self.errors = etcd3.rpc, etcd3.errors
-        self._client: Any = client
-        self.kv: Any = client.kvstub
-        self.lease: Any = client.leasestub
-        self.cluster: Any = client.clusterstub
-        self.watch: Any = etcd3.rpc.WatchStub(client.channel)
+        rpc, target = etcd3.rpc, "ipv4:" + ",".join(endpoints)  # gRPC's syntax for many addresses
+        own, self.stamp = identity(), identity_stamp()
+        if own:
+            ca, cert, key = own.read()
+            credentials = etcd3.grpc.ssl_channel_credentials(ca, key, cert)
+            # one name for many addresses, which every machine's certificate has
+            options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", MACHINE))
+            self._channel: Any = etcd3.grpc.secure_channel(target, credentials, options)
+        else:
+            self._channel = etcd3.grpc.insecure_channel(target, CHANNEL_OPTIONS)
+        self.rpc, self.errors = rpc, etcd3.errors
+        self.kv: Any = rpc.KVStub(self._channel)
+        self.lease: Any = rpc.LeaseStub(self._channel)
+        self.cluster: Any = rpc.ClusterStub(self._channel)
+        self.watch: Any = rpc.WatchStub(self._channel)
 
     def close(self) -> None:
-        self._client.close()
+        self._channel.close()
 
 
 class Transaction:
@@ -3606,7 +3648,7 @@ class NearRevision:
         if time.monotonic() < self._again:
             return 0
         try:
-            sock = self._idle.pop() if self._idle else dial(self._etcd, self.TRY_S)
+            sock = self._idle.pop() if self._idle else dial_member(self._etcd, self.TRY_S)
         except OSError:
             self._again = time.monotonic() + self.PAUSE_S
             return 0
@@ -4042,7 +4084,8 @@ class Mesh:
     def _adopt(self, endpoints: Iterable[str]) -> None:
         """Thread: members. Watches on the old channel resume on the new one when it is closed."""
         known = tuple(sorted(set(endpoints)))
-        if not known or known == self.endpoints or self.closed:
+        good = known == self.endpoints and self._wire.stamp == identity_stamp()
+        if not known or good or self.closed:
             return
         wire = Wire(self._etcd3, known)
         with self._lock:
@@ -8379,6 +8422,7 @@ SILENT_S = 5.0  # one that leaves takes another for dead after this time
 STOP_S = 10.0
 NOTE_S = 5.0
 ROOM_S = 20.0  # between two tries to make room
+TURN, TURN_S = PREFIX + "turns/etcd", 60
 MAX_BACKOFF_S = 30.0
 ETCD_FLAGS = (
     *("--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"),
@@ -8406,6 +8450,33 @@ class EtcdDied(ArpanetError):
     """The etcd of this machine ended by itself."""
 
 
+def url_scheme() -> str:
+    """Return what etcd speaks, as its URLs have it."""
+    return "https" if identity() else "http"
+
+
+def tls_flags() -> list[str]:
+    """Return the flags for etcd's certificate. It reads that at each handshake, but the CA once.
+
+    What keeps users out is that another authority makes their certificates. Source: etcd 3.4 has
+    --client-cert-allowed-hostname, with which its gateway refuses itself (etcd-io/etcd#15755).
+    """
+    own = identity()
+    if own is None:
+        return []
+    ca, cert, key = own.paths
+    files = {"cert-file": cert, "key-file": key, "trusted-ca-file": ca}
+    flags = [f"--{side}{name}={path}" for side in ("", "peer-") for name, path in files.items()]
+    checks = ("--client-cert-auth", "--peer-client-cert-auth")
+    return [*flags, *checks, f"--peer-cert-allowed-hostname={MACHINE}"]
+
+
+def trusted_now() -> bytes:
+    """Return the authorities that are trusted, b"" without TLS."""
+    own = identity()
+    return bytes(own.read().ca) if own else b""
+
+
 class MemberPlace(NamedTuple):
     """Where the etcd of this machine lives: its address, ports, files, and its name in the list."""
 
@@ -8423,7 +8494,7 @@ class MemberPlace(NamedTuple):
 
     @property
     def peer_url(self) -> str:
-        return f"http://{self.ip}:{self.peer_port}"
+        return f"{url_scheme()}://{self.ip}:{self.peer_port}"
 
     @property
     def alone(self) -> str:
@@ -8445,6 +8516,12 @@ class MemberPlace(NamedTuple):
     @property
     def log_path(self) -> Path:
         return self.log_dir / "etcd.log"
+
+    def list_clients(self, peers: Sequence[str]) -> list[str]:
+        """Return peers as "ip:port", without ourselves and without the word boot."""
+        port = self.client_port
+        clients = [peer if ":" in peer else f"{peer}:{port}" for peer in peers if peer != "boot"]
+        return [client for client in clients if client != self.client]
 
     def has_data(self) -> bool:
         """Say whether etcd has begun here: its --initial-* flags are then ignored."""
@@ -8629,6 +8706,16 @@ def require_free_port(ip: str, port: int) -> None:
 # ---- etcd's JSON gateway
 
 
+def open_gateway(client: str, timeout_s: float) -> http.client.HTTPConnection:
+    """Return a connection to the etcd at client, not made yet."""
+    ip, _, port = client.rpartition(":")
+    own = identity()
+    if own is None:
+        return http.client.HTTPConnection(ip, int(port), timeout=timeout_s)
+    context = own.client_context()
+    return http.client.HTTPSConnection(ip, int(port), timeout=timeout_s, context=context)
+
+
 def ask_gateway(
     client: str, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = 3.0
 ) -> Any:
@@ -8637,8 +8724,7 @@ def ask_gateway(
     Raises GatewayDown, GatewayRefused. The timeout is short because a change of members that
     raft dropped would hang for ever. Source: etcd 3.4 grpc-gateway; 64-bit numbers are strings.
     """
-    ip, _, port = client.rpartition(":")
-    connection = http.client.HTTPConnection(ip, int(port), timeout=timeout_s)
+    connection = open_gateway(client, timeout_s)
     try:
         connection.request("POST", f"/v3/{path}", json.dumps(body or {}))
         answer = connection.getresponse()
@@ -8672,7 +8758,9 @@ def find_reason(error: OSError) -> str:
         return "refused"
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return (error.strerror or str(error)).lower()
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "it ended the connection without a word; it may want TLS (ARPANET_CERT_PATH)"
+    return find_tls_reason(error) or (error.strerror or str(error)).lower()
 
 
 def build_member_from_json(value: Mapping[str, Any]) -> Member:
@@ -8698,12 +8786,59 @@ def read_mark(client: str) -> str:
     return base64.b64decode(found[0]["value"]).decode("utf-8", "replace") if found else ""
 
 
-def leave_mark(client: str, name: str) -> None:
-    """Mark the etcd at client as an arpanet's, which needs a quorum. Raises as ask_gateway."""
-    key, value = encode_text(MARK), encode_text(f"{name}/")
-    compare = {"key": key, "target": "CREATE", "result": "EQUAL", "createRevision": "0"}
-    put = {"requestPut": {"key": key, "value": value}}
-    ask_gateway(client, "kv/txn", {"compare": [compare], "success": [put]})
+def make_key(client: str, key: str, value: str, lease: str = "0") -> bool:
+    """Make a key, which needs a quorum; say whether it was not there. Raises as ask_gateway."""
+    name, text = encode_text(key), encode_text(value)
+    compare = {"key": name, "target": "CREATE", "result": "EQUAL", "createRevision": "0"}
+    put = {"requestPut": {"key": name, "value": text, "lease": lease}}
+    answer = ask_gateway(client, "kv/txn", {"compare": [compare], "success": [put]})
+    return bool(answer.get("succeeded"))
+
+
+def take_turn(client: str) -> str:
+    """Return the lease of our turn at what one master does at a time, "" while it is another's.
+
+    A turn that is not ended ends by itself after TURN_S. Raises as ask_gateway.
+    """
+    lease = str(ask_gateway(client, "lease/grant", {"TTL": str(TURN_S)})["ID"])
+    if make_key(client, TURN, dump_json({"lease": lease}).decode(), lease):
+        return lease
+    end_turn(client, lease)
+    return ""
+
+
+class EtcdTurn(NamedTuple):
+    """Whether etcd may be started anew now; on which lease of the others, and what is said."""
+
+    mine: bool
+    lease: str
+    said: str
+
+
+def ask_for_turn(client: str, ask_status: Callable[[], Sequence[MemberStatus]]) -> EtcdTurn:
+    """Take our turn at starting the etcd at client anew, if all others answer. Raises MeshDown.
+
+    One that does not understand us any longer has nothing to lose.
+    """
+    said = "was started anew, with the authorities that are trusted now"
+    try:
+        fetch_status(client)
+    except GatewayDown as error:
+        return EtcdTurn(True, "", f"{said}; before it was of no use: {error}")
+    lease = take_turn(client)
+    silent = [row.name for row in ask_status() if not row.answers] if lease else []
+    if silent:
+        end_turn(client, lease)
+        waiting = f"other authorities are trusted now; waiting for {', '.join(silent)} to answer"
+        return EtcdTurn(False, "", waiting)
+    return EtcdTurn(bool(lease), lease, said if lease else "")
+
+
+def end_turn(client: str, lease: str) -> None:
+    """Let another one have its turn, if we have one. Raises as ask_gateway."""
+    if lease:
+        with contextlib.suppress(GatewayRefused):  # it has ended by itself
+            ask_gateway(client, "lease/revoke", {"ID": lease})
 
 
 def renew_mark(client: str, mark: str) -> None:
@@ -8823,6 +8958,7 @@ class EtcdChild:
         self.place = place
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0  # where in the log file the running process began
+        self.trusted = b""  # the authorities that it was started with
         self.born = 0.0  # an instant of time.monotonic()
 
     @property
@@ -8834,6 +8970,11 @@ class EtcdChild:
     def pid(self) -> int:
         """Return the process id of the last one that was started, 0 if none was."""
         return self._process.pid if self._process else 0
+
+    @property
+    def outdated(self) -> bool:
+        """Say whether it runs with other authorities than there are now."""
+        return self.started and self.trusted != trusted_now()
 
     def find_exit(self) -> int | None:
         """Return how it ended by itself, None while it runs or was not started."""
@@ -8867,6 +9008,10 @@ class EtcdChild:
         except FileNotFoundError:
             return ""
         return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+    def was_removed(self) -> bool:
+        """Say whether it ended because the other masters removed it."""
+        return self.find_exit() == 0 and "permanently removed" in self.read_log_tail(50)
 
     def describe_death(self) -> str:
         """Return why it ended, in etcd's words, and where its log is."""
@@ -8905,7 +9050,7 @@ class EtcdChild:
             self.place.log_dir.mkdir(parents=True, exist_ok=True)
             file = self.place.log_path.open("ab")
         with file:
-            self._log_start = file.tell()
+            self._log_start, self.trusted = file.tell(), trusted_now()
             self._process = subprocess.Popen(
                 [*self._build_command(cluster_state, initial, token), *extra],
                 stdin=subprocess.DEVNULL,
@@ -8920,17 +9065,18 @@ class EtcdChild:
     def _build_command(self, cluster_state: str, initial: str, token: str) -> list[str]:
         place = self.place
         ports = [(ip, port) for ip, port in self._list_listeners() if port == place.client_port]
-        clients = ",".join(f"http://{ip}:{port}" for ip, port in ports)
+        clients = ",".join(f"{url_scheme()}://{ip}:{port}" for ip, port in ports)
         return [
             *("setpriv", "--pdeathsig", "KILL", "etcd"),
             *("--name", place.name, "--data-dir", str(place.data_dir)),
             *("--listen-peer-urls", place.peer_url),
             *("--initial-advertise-peer-urls", place.peer_url),
             *("--listen-client-urls", clients),
-            *("--advertise-client-urls", f"http://{place.client}"),
+            *("--advertise-client-urls", f"{url_scheme()}://{place.client}"),
             *("--initial-cluster", initial, "--initial-cluster-state", cluster_state),
             *("--initial-cluster-token", token),
             *("--quota-backend-bytes", str(place.quota_bytes)),
+            *tls_flags(),
             *ETCD_FLAGS,
         ]
 
@@ -9061,6 +9207,7 @@ class EtcdMember:
         self._state = read_state(place.state_path)
         self._restart_at = self._note_at = self._room_at = 0.0  # instants of time.monotonic()
         self._failures = 0
+        self._turn = ""  # the lease of our turn at starting etcd anew
 
     # ---- starting
 
@@ -9093,7 +9240,7 @@ class EtcdMember:
             return self.resume(peers, wait_s)
         self.child.require_startable()
         deadline = time.monotonic() + wait_s
-        clients = [*self._list_clients(peers), *self._list_others()]
+        clients = [*self.place.list_clients(peers), *self._list_others()]
         admission = Admission(self.place, clients, self._state.cluster, self._stop, self._tell)
         for attempt in range(4):
             admitted = admission.run(deadline, patience_s)
@@ -9117,8 +9264,8 @@ class EtcdMember:
         remembered: the data says which cluster is ours. Raises Conflict, EtcdDied, ArpanetError.
         """
         self.child.require_startable()
-        require_same_cluster(self.place, self._state.cluster, self._list_clients(peers))
-        known = dict.fromkeys([*self._state.peers, *self._list_clients(peers)])
+        require_same_cluster(self.place, self._state.cluster, self.place.list_clients(peers))
+        known = dict.fromkeys([*self._state.peers, *self.place.list_clients(peers)])
         self._state = self._state._replace(peers=tuple(known))
         self._start("existing", self.place.alone)
         return self._wait_ready(wait_s)
@@ -9128,14 +9275,17 @@ class EtcdMember:
     def step(self) -> str:
         """Do what is due and return a sentence about it, "" when nothing was.
 
-        Starts a dead etcd again, finishes a join, notes the member list, makes room. Blocks for
-        about 3 s; for 30 s when we were removed and join again, for a minute where etcd is full.
+        Starts a dead etcd again, finishes a join, notes the member list, makes room, starts etcd
+        anew where other authorities are trusted now. Blocks for about 3 s; for 30 s when we were
+        removed and join again, for a minute where etcd is full.
         Raises ArpanetError, and the next step tries on.
         """
         if not self.child.started:
             return ""
         if self.child.find_exit() is not None:
             return self._revive()
+        if self.child.outdated:
+            return self._trust_anew()
         if not self.ready:
             return "is a master now" if self._settle() else ""
         if time.monotonic() - self.child.born > 60:
@@ -9213,7 +9363,9 @@ class EtcdMember:
                 via = random.choice(others) if others else self.place.client
                 ask_gateway(via, "cluster/member/promote", {"ID": str(me.id)})
                 return False
-            leave_mark(self.place.client, f"{self._state.cluster:x}")
+            make_key(self.place.client, MARK, f"{self._state.cluster:x}/")
+            end_turn(self.place.client, self._turn)
+            self._turn = ""
         except MeshDown as error:
             if not self._said.startswith("joined as a learner"):
                 self._tell(describe_waiting(self.place.client, self._list_others(), str(error)))
@@ -9232,10 +9384,7 @@ class EtcdMember:
         if me is None or self._state.member not in (0, my_id):
             raise GatewayDown(f"what answers at {self.place.client} is not our etcd")
         if me.peer_url != self.place.peer_url:
-            raise Conflict(
-                f"the data in {self.place.data_dir} is of the master {me.peer_url}, and this is "
-                f"{self.place.peer_url}; try: ARPANET_IP with the former address"
-            )
+            raise Conflict(describe_other_url(self.place, me.peer_url))
         clients = tuple(member.client for member in listing.members if member.client)
         self._save(MemberState(cluster, my_id, clients))
         return me
@@ -9263,6 +9412,14 @@ class EtcdMember:
 
     # ---- private: dying, coming back, leaving
 
+    def _trust_anew(self) -> str:
+        turn = ask_for_turn(self.place.client, self.status)
+        if turn.mine:
+            self.child.stop()
+            self._start("existing", self.place.alone)
+            self._turn = turn.lease
+        return turn.said
+
     def _revive(self) -> str:
         if self._was_removed():
             joined = self._join_afresh(30)
@@ -9278,11 +9435,7 @@ class EtcdMember:
         return ""
 
     def _was_removed(self) -> bool:
-        return (
-            self.child.find_exit() == 0
-            and "permanently removed" in self.child.read_log_tail(50)
-            and bool(self._list_others())
-        )
+        return self.child.was_removed() and bool(self._list_others())
 
     def _join_afresh(self, wait_s: float) -> bool:
         self._tell("the other masters removed this one; joining again with empty data")
@@ -9323,14 +9476,8 @@ class EtcdMember:
 
     # ---- private: words and notes
 
-    def _list_clients(self, peers: Sequence[str]) -> list[str]:
-        """Return peers as "ip:port", without ourselves and without the word boot."""
-        port = self.place.client_port
-        clients = [peer if ":" in peer else f"{peer}:{port}" for peer in peers if peer != "boot"]
-        return [client for client in clients if client != self.place.client]
-
     def _list_others(self) -> list[str]:
-        return self._list_clients(self._state.peers)
+        return self.place.list_clients(self._state.peers)
 
     def _save(self, state: MemberState) -> None:
         # etcd lists members by their random ids; sorted, the file changes only when they do
@@ -9366,6 +9513,21 @@ def describe_waiting(client: str, others: Sequence[str], reason: str) -> str:
     if silent:
         return f"waiting for {', '.join(silent)} to answer"
     return "waiting for etcd on this machine" + ("" if reason.startswith(client) else f": {reason}")
+
+
+def describe_other_url(place: MemberPlace, url: str) -> str:
+    """Return what is said where the data here is of a member with another URL for its peers."""
+    if url.partition("://")[0] == url_scheme():
+        return (
+            f"the data in {place.data_dir} is of the master {url}, and this is "
+            f"{place.peer_url}; try: ARPANET_IP with the former address"
+        )
+    kind, other = ("without", "with") if identity() else ("with", "without")
+    return (
+        f"the data in {place.data_dir} is of an arpanet {kind} TLS; to go on {other}: stop all "
+        "masters; on one: arpanet master recover, arpanet master start; on the others: remove "
+        f"{place.data_dir} and {place.state_path}, then arpanet master start --peers IP"
+    )
 
 
 def describe_lost_data(place: MemberPlace, others: Sequence[str]) -> str:
@@ -9472,7 +9634,12 @@ def run_etcdctl(*words: str) -> str:
 
 def save_snapshot(client: str, path: str) -> Mapping[str, Any]:
     """Write what the etcd at client has to a new file, whole and on disk; return its figures."""
-    run_etcdctl("--endpoints", f"http://{client}", "snapshot", "save", path)
+    own, files = identity(), list[str]()
+    if own:
+        files = [f"--{flag}={getattr(own.paths, flag)}" for flag in ("cert", "key")]
+        files.append(f"--cacert={own.paths.ca}")
+    endpoint = f"--endpoints={url_scheme()}://{client}"
+    run_etcdctl("snapshot", "save", path, endpoint, *files)
     figures: dict[str, Any] = json.loads(run_etcdctl("snapshot", "status", path, "-w", "json"))
     return figures
 
@@ -9532,9 +9699,12 @@ def wait_alone(child: EtcdChild, wait_s: float = 60) -> None:
         if child.find_exit() is not None:
             raise EtcdDied(child.describe_death())
         try:
-            mark = read_mark(client)
-            if not mark or len(fetch_members(client).members) != 1:
+            mark, members = read_mark(client), fetch_members(client).members
+            if not mark or len(members) != 1:
                 raise Conflict("this is not the data of an arpanet; nothing was changed")
+            if members[0].peer_url != child.place.peer_url:  # it had no TLS then, say
+                moved = {"ID": str(members[0].id), "peerURLs": [child.place.peer_url]}
+                ask_gateway(client, "cluster/member/update", moved)
             renew_mark(client, mark)
             return
         except MeshDown:
@@ -9645,6 +9815,11 @@ def complain_of_certificate(settings: Settings, now: datetime.datetime) -> str:
     return own.fault
 
 
+def describe_trust(authorities: bytes) -> dict[str, str]:
+    """Return the fact which authorities are trusted, none without TLS."""
+    return {"trust": hashlib.sha256(authorities).hexdigest()[:12]} if authorities else {}
+
+
 def own_facts(view: View, settings: Settings, role: str) -> dict[str, Any]:
     """Return what a master or slave says of itself to doctor. Blocks for DIAL_S at most."""
     doors, now = list_doors(view, settings, role), utc_now()
@@ -9655,6 +9830,7 @@ def own_facts(view: View, settings: Settings, role: str) -> dict[str, Any]:
         "free_bytes": shutil.disk_usage(settings.state_dir).free,
         "state_dir": settings.state_dir,
         "link_subnet": settings.link_subnet,
+        **describe_trust(trusted_now()),
         "certificate": complain_of_certificate(settings, now),
         "clock_s": now.timestamp(),
     }
@@ -9865,6 +10041,12 @@ def check_network(report: Facts, facts: Mapping[str, Facts]) -> list[Finding]:
             "install the newest one on all",
         ),
         *check_same(facts, "link_subnet", "the links' network", "set ARPANET_LINK_SUBNET alike"),
+        *check_same(
+            facts,
+            "trust",
+            "the list of trusted authorities",
+            "put the same ca.pem on all; the masters take it one after the other",
+        ),
         *check_complaints(facts),
         *check_clocks(facts),
         *check_disks(facts),
@@ -11197,7 +11379,8 @@ class Master:
         """Return what doctor wants to know of this master. Thread: api-N."""
         clashes = find_clashes(self.node.view)
         own = own_facts(self.node.view, self.settings, "master")
-        return {**self.report(), "clashes": clashes, **own}
+        trust = describe_trust(self.member.child.trusted)  # etcd takes others only in its turn
+        return {**self.report(), "clashes": clashes, **own, **trust}
 
     def _register(self) -> None:
         """Show this master to the others. Raises Conflict when another machine has its name."""
@@ -12405,7 +12588,7 @@ its /etc/arpanet/arpanet.env, and start it. Then, with DOCKER_CERT_PATH=clients/
 A client's certificate opens the Docker API, which is as much as root on every host. Masters and
 slaves need a machine's, which is good for its HOSTNAME and address alone. To renew one (397 days;
 doctor tells a month before) issue it again and copy the files again: nothing is restarted. The
-README tells how an authority is replaced. An arpanet made without TLS is not converted.""",
+README tells how an authority is replaced, and how an arpanet goes from the clear to TLS.""",
     "doctor": """\
 arpanet doctor looks at this machine and its arpanet: which masters and slaves answer, who reaches
 whom, engines, the route for links, versions, clocks, disks, names that are there twice. A line with
