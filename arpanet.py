@@ -12572,6 +12572,13 @@ docker run -e ARPANET_VOLUME1=/data gives a container a volume of its own. Run a
 name, it goes back to the host that has the volume. vol:/data, /data:ro and /host/dir:/data work as
 with -v; -v vol:/data goes to the host that has vol. If that host is down, run says so: there is
 never a second, empty volume elsewhere.""",
+    "hosts": """\
+A container goes to the host that has fewest, among those that can take it: alive, not drained, with
+its volumes, its ports free, room for -m and --cpus. -e ARPANET_HOST=h2 or --name x@h2 asks for a
+host; -e ARPANET_CONSTRAINT1=zone==b for a label (arpanet host label h2 zone=b), with != * /regex/
+and, where it is only a wish, zone==~b; -e ARPANET_AFFINITY1=container==db for the neighbour db.
+arpanet place --dry-run shows where docker run would put a container, and why not elsewhere.
+arpanet host drain h2 keeps new ones away from h2, arpanet image spread brings images ahead.""",
     "masters": """\
 A master is an etcd member and the Docker API at port 8791. The first is started with --peers boot,
 the others with --peers and the address of one that is there. All are equal, and any may stop: more
