@@ -1038,10 +1038,10 @@ def parse_head(head: bytes) -> Head:
     if line is None:
         raise BadRequest(f"a request begins like GET /_ping HTTP/1.1, not like {first[:100]!r}")
     fields = []
-    for text in rest:
+    for number, text in enumerate(rest, 2):
         field = FIELD_LINE.fullmatch(text)
         if field is None:
-            raise BadRequest(f"a line of a head is like Name: value, not like {text[:100]!r}")
+            raise BadRequest(f"line {number} of a head is not like Name: value")  # may be secret
         fields.append((field[1], field[2]))
     return Head(line[1], line[2], int(line[3]), Headers(fields))
 
@@ -1128,11 +1128,16 @@ class Recent(Generic[Value]):
             return self._rows.pop(key, None)
 
 
+CHUNK_HEAD = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
+CHUNK_HEAD_BYTES = 4096
+
+
 class Body:
     """The body of a request that is being read: by length, or in chunks.
 
     on_stream: is called before blocks() are read, which may pause for as long as they like.
-    Raises BadRequest on framing that is malformed. Source: RFC 9112, 6 and 7.
+    Raises BadRequest on framing that is malformed, or that some server reads in another way: a
+    chunk's line that ends in a bare LF, say. Source: RFC 9112, 6 and 7; CVE-2025-22871.
     """
 
     def __init__(
@@ -1142,12 +1147,10 @@ class Body:
         self.chunked = bool(headers.get_all("Transfer-Encoding"))
         lengths = headers.get_all("Content-Length")
         if self.chunked:
-            codings = ",".join(headers.get_all("Transfer-Encoding")).lower().strip()
+            codings = ",".join(headers.get_all("Transfer-Encoding")).lower()
             if codings != "chunked" or lengths:
                 raise BadRequest("a body is either chunked or has one Content-Length")
-        if len(set(lengths)) > 1 or any(
-            not re.fullmatch("[0-9]{1,18}", x.strip()) for x in lengths
-        ):
+        if len(set(lengths)) > 1 or any(not re.fullmatch("[0-9]{1,18}", x) for x in lengths):
             raise BadRequest(f"Content-Length cannot be {', '.join(lengths)!r}")
         self.length = int(lengths[0]) if lengths else 0
         self.finished = not self.chunked and self.length == 0
@@ -1191,23 +1194,22 @@ class Body:
 
     def _chunked_blocks(self) -> Iterator[bytes]:
         while True:
-            line = self._reader.readline(1024)
-            size, _, _ = line.strip().partition(b";")
-            if not line.endswith(b"\n") or not re.fullmatch(rb"[0-9a-fA-F]{1,15}", size):
+            head = CHUNK_HEAD.fullmatch(self._reader.readline(CHUNK_HEAD_BYTES))
+            if head is None:
                 raise BadRequest("the chunked body is malformed or ended early")
-            if int(size, 16) == 0:
+            size = int(head[1], 16)
+            if size == 0:
                 break
-            yield from self._counted_blocks(int(size, 16))
-            if self._reader.readline(3) not in (b"\r\n", b"\n"):
+            yield from self._counted_blocks(size)
+            if self._reader.readline(3) != b"\r\n":
                 raise BadRequest("the chunked body is malformed")
         for _ in range(HEAD_LINES):  # trailers
-            if not self._reader.readline(BLOCK_BYTES).strip():
+            line = self._reader.readline(BLOCK_BYTES)
+            if line == b"\r\n":
                 return
+            if not line.endswith(b"\r\n"):
+                raise BadRequest("the trailers of a chunked body are malformed")
         raise BadRequest(f"a chunked body has at most {HEAD_LINES} lines of trailers")
-
-
-CHUNK_HEAD = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\n]*)?\r\n")
-CHUNK_HEAD_BYTES = 4096
 
 
 class ChunkScanner:
@@ -1266,6 +1268,12 @@ def write_file(path: str, content: bytes, mode: int = 0o600) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def open_log_file(path: str) -> int:
+    """Return the descriptor of a log, made where there is none. Raises OSError."""
+    os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
 
 def read_file(path: str) -> bytes:
@@ -1367,7 +1375,7 @@ class Identity:
             self._credentials = self._load(self._seen)
         except PermissionError as e:
             own = "DOCKER_TLS_VERIFY=1 DOCKER_CERT_PATH=DIR"
-            raise Usage(f"{e.filename} is not yours; with sudo, or with {own} of your own") from e
+            raise Usage(f"cannot read {e.filename}; use sudo, or say {own}") from e
         except (OSError, ValueError) as e:
             raise Usage(f"cannot use the certificate for TLS: {e}") from e
 
@@ -7786,11 +7794,17 @@ def matcher_of(row: Route) -> Matcher:
 MATCHERS = tuple(matcher_of(row) for row in ROUTES)
 
 
+DOT_SEGMENT = re.compile("(?:/|%2f)(?:[.]|%2e){1,2}(?:/|%2f|$)", re.IGNORECASE)
+
+
 def find_handler(call: Call) -> Callable[[Call], Reply]:
     """Return the handler of a call, its path's parameters filled in.
 
-    Raises NotFound in the engine's words, also for a path with another verb, as the engine does.
+    Raises NotFound in the engine's words, also for a path with another verb, as the engine does;
+    BadRequest for a path that an engine would read as another one.
     """
+    if DOT_SEGMENT.search(call.path):
+        raise BadRequest(f"a path cannot have . and .. between its slashes: {call.path[:100]!r}")
     for matcher in MATCHERS:
         match = matcher.pattern.fullmatch(call.path)
         if match and call.method in matcher.verbs:
@@ -9046,10 +9060,10 @@ class EtcdChild:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("etcd must be started by the main thread")
         with disk_errors(self.place.data_dir):
-            self.place.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.place.log_dir.mkdir(parents=True, exist_ok=True)
-            file = self.place.log_path.open("ab")
-        with file:
+            self.place.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.place.data_dir.mkdir(mode=0o700, exist_ok=True)
+            output = open_log_file(str(self.place.log_path))
+        with open(output, "ab") as file:
             self._log_start, self.trusted = file.tell(), trusted_now()
             self._process = subprocess.Popen(
                 [*self._build_command(cluster_state, initial, token), *extra],
@@ -11010,7 +11024,7 @@ def port_answers(ip: str, port: int, timeout_s: float = 1.0) -> bool:
 def remember_masters(settings: Settings, ips: Iterable[str]) -> None:
     """Keep the addresses of masters for the next start."""
     with contextlib.suppress(OSError):  # a full disk: they are met again next time
-        write_file(masters_path(settings), dump_json(sorted(set(ips))), 0o644)
+        write_file(masters_path(settings), dump_json(sorted(set(ips))))
 
 
 def open_mesh(
@@ -11694,7 +11708,7 @@ def detach(log_path: str) -> int | None:
     os.chdir("/")
     os.umask(0o022)
     null = os.open(os.devnull, os.O_RDONLY)
-    output = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    output = open_log_file(log_path)
     for source, descriptor in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, descriptor)
     return writing
@@ -11745,11 +11759,20 @@ def print_table(rows: Sequence[Sequence[Any]]) -> None:
         print_line(line.rstrip())
 
 
+UNSEEN = MappingProxyType({code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))})
+
+
+class LogLine(logging.Formatter):
+    """A line for each message, whatever somebody put into a name or a path; then a traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's own)
+        return super().formatMessage(record).translate(UNSEEN)
+
+
 def set_up_logging(level: str) -> None:
     """Log to stderr, each line with its thread."""
     handler = logging.StreamHandler()
-    layout = "%(asctime)s %(levelname)s %(threadName)s: %(message)s"
-    handler.setFormatter(logging.Formatter(layout))
+    handler.setFormatter(LogLine("%(asctime)s %(levelname)s %(threadName)s: %(message)s"))
     log.addHandler(handler)
     log.setLevel(level)
     logging.raiseExceptions = False  # a full disk costs lines of the log, and nothing else
@@ -11766,8 +11789,7 @@ def open_log(role: str, settings: Settings) -> str:
     """Return the path of a daemon's log, which can be written. Raises Usage."""
     path = os.path.join(settings.log_dir, f"{role}.log")
     try:
-        os.makedirs(settings.log_dir, exist_ok=True)
-        open(path, "ab").close()
+        os.close(open_log_file(path))
     except OSError as e:
         raise Usage(f"cannot write {path}: {e.strerror}; run it as root (sudo)") from e
     return path

@@ -468,6 +468,7 @@ StateDirectory=arpanet
 StateDirectoryMode=0700
 CacheDirectory=arpanet
 LogsDirectory=arpanet
+LogsDirectoryMode=0750
 RuntimeDirectory=arpanet
 RuntimeDirectoryPreserve=yes
 CapabilityBoundingSet=$abilities

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import resource
@@ -17,7 +18,7 @@ import pytest
 from conftest import until
 
 import arpanet
-from arpanet import SETTINGS, build_parser, main
+from arpanet import SETTINGS, BadRequest, LogLine, build_parser, main, open_log_file, parse_head
 
 VERBS = {
     "Begin", "Give", "Keep", "Let", "Make", "Offer", "Put", "Run", "Save", "Show", "Start", "Stop",
@@ -359,3 +360,34 @@ def test_zsh_gets_the_same_through_its_own_bridge() -> None:
     first, _, rest = completion("zsh").partition("\n")
     assert first == "autoload -U +X bashcompinit && bashcompinit"
     assert rest == completion("bash")
+
+
+# ---- what is written
+
+
+def test_a_line_of_the_log_is_one_line_whatever_a_name_has() -> None:
+    record = logging.LogRecord("arpanet", 30, "", 0, "no %s", ("a\nERROR main: \x1b[1m\x9b",), None)
+    line = LogLine("%(levelname)s %(threadName)s: %(message)s").format(record)
+    assert line == "WARNING MainThread: no a\\x0aERROR main: \\x1b[1m\\x9b"
+
+
+def test_a_traceback_has_its_lines() -> None:
+    try:
+        raise ValueError("x")
+    except ValueError:
+        record = logging.LogRecord("arpanet", 40, "", 0, "internal error", (), sys.exc_info())
+    assert LogLine("%(message)s").format(record).splitlines()[-1] == "ValueError: x"
+
+
+def test_a_log_is_not_for_everybody(tmp_path: Path) -> None:
+    path = tmp_path / "log" / "master.log"
+    os.close(open_log_file(str(path)))
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert path.parent.stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("line", [b"X-Registry-Auth : c2VjcmV0", b" c2VjcmV0"])
+def test_a_line_of_a_head_that_is_none_is_not_repeated(line: bytes) -> None:
+    with pytest.raises(BadRequest, match="line 3 of a head") as caught:
+        parse_head(b"GET / HTTP/1.1\r\nHost: x\r\n" + line)
+    assert "c2VjcmV0" not in str(caught.value)
