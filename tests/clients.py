@@ -15,38 +15,41 @@ import termios
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import reach
 from conftest import docker, eventually
 from lab import Host, Lab, ask_engine
 
 SOCKET = "/run/docker.sock"
+REACH = Path(reach.__file__).read_text()
 HTTP_CODE = r"""
-import http.client, json, sys
+import json, sys
 answers = []
 for host, verb, path, headers, body in json.load(sys.stdin):
-    connection = http.client.HTTPConnection(host, 8791, timeout=30)
+    connection = reach_http(host)
     connection.request(verb, path, body, headers)
     answer = connection.getresponse()
     answers.append([answer.status, dict(answer.getheaders()), answer.read().decode("latin-1")])
 json.dump(answers, sys.stdout)
 """
 RAW_CODE = r"""
-import base64, json, socket, sys
+import base64, json, sys
 host, parts, half_close = json.load(sys.stdin)
-link = socket.create_connection((host, 8791), 20)
+link = reach(host)
 got = b""
 try:
     for part in parts:
         link.sendall(base64.b64decode(part))
     if half_close:
-        link.shutdown(socket.SHUT_WR)
+        end_sending(link)
 except OSError:
     pass  # it has answered already, and wants no more
 try:
     while block := link.recv(65536):
         got += block
-except ConnectionResetError:
+except (ConnectionResetError, ssl.SSLEOFError):
     pass
 json.dump(got.decode("latin-1"), sys.stdout)
 """
@@ -77,13 +80,18 @@ class Ask(NamedTuple):
     kind: str = "application/json"
 
 
+def program(code: str) -> list[str]:
+    """Return the words that run a Python program on a host, which may use what reach.py has."""
+    return ["python3", "-I", "-c", REACH + code]
+
+
 def ask_all(lab: Lab, *asks: Ask) -> list[Answer]:
     """Return the answers to requests that c1 sends one after the other, each on its connection."""
     rows = [
         (lab[a.via].ip, a.verb, a.path, {"Content-Type": a.kind} if a.body else {}, a.body)
         for a in asks
     ]
-    done = lab.client.run(["python3", "-I", "-c", HTTP_CODE], input=json.dumps(rows))
+    done = lab.client.run(program(HTTP_CODE), input=json.dumps(rows))
     return [Answer(*row) for row in json.loads(done.stdout)]
 
 
@@ -96,7 +104,7 @@ def send_raw(lab: Lab, *parts: bytes, via: str = "h1", half_close: bool = False)
     """Return all that a master answers to those bytes until it closes; 20 s without a byte fail."""
     encoded = [base64.b64encode(part).decode() for part in parts]
     order = json.dumps([lab[via].ip, encoded, half_close])
-    return str(json.loads(lab.client.run(["python3", "-I", "-c", RAW_CODE], input=order).stdout))
+    return str(json.loads(lab.client.run(program(RAW_CODE), input=order).stdout))
 
 
 # ---- engines, past arpanet

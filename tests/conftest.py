@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from lab import Lab, leftovers
+from lab import NETWORK, TLS_DIR, Host, Lab, leftovers
 
 from arpanet import ArpanetError
 
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 FAILED = Path(__file__).parent / "lab" / "failed"
 HOSTS = ("h1", "h2", "h3")
 POLL_S = 0.05
+TLS = bool(os.environ.get("ARPANET_LAB_TLS"))  # all hosts and the client have certificates
+clear_only = pytest.mark.skipif(TLS, reason="it is of an arpanet without TLS")
 FAULT_ROW = "FAULT            HOST   TRIED  FAILED  GAP s  LOST  DOUBLED"
 
 
@@ -90,18 +93,37 @@ def pex(root_only: None) -> Path:  # noqa: ARG001
     return ROOT / "dist" / "arpanet.pex"
 
 
+def make_authority(made: Path) -> Path:
+    """Make an authority, with certificates for h1, h2, h3 and the client c1."""
+    machines = [["--host", f"h{n}", "--ip", f"{NETWORK}.{119 + n}"] for n in (1, 2, 3)]
+    orders = [["issue", "--ca", str(made), *who] for who in (*machines, ["--client", "c1"])]
+    for order in (["init", str(made)], *orders):
+        words = [sys.executable, str(ROOT / "arpanet.py"), "ca", *order]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    return made
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of the authority that hosts with certificates trust."""
+    return make_authority(tmp_path_factory.mktemp("authority") / "ca")
+
+
 @pytest.fixture(scope="module")
 def lab(
     pex: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Lab]:
     """Yield three hosts with engines and the PEX, nothing of arpanet running yet.
 
+    With ARPANET_LAB_TLS each has a certificate, and the client c1 that of a client.
     A traceback in any log fails the module; a failed module keeps its logs in tests/lab/failed.
     """
     name = f"t{os.getpid()}"
     logs = tmp_path_factory.mktemp("logs")
     before = request.session.testsfailed
     with Lab.up(hosts=3, name=name, pex=pex, logs=logs) as made:
+        if TLS:
+            made.give_certificates(request.getfixturevalue("authority"))
         yield made
     assert leftovers(name) == []
     faults = scan_logs(logs)
@@ -146,6 +168,26 @@ def docker(
         ["docker", "-H", f"tcp://{lab[via].ip}:8791", *words], **options
     )
     return done
+
+
+def certificate(host: Host) -> list[str]:
+    """Return the flags of curl and etcdctl for a host's certificate, none in the clear."""
+    if not host.path(TLS_DIR).exists():
+        return []
+    flags = {"--cacert": "ca", "--cert": "cert", "--key": "key"}
+    return [word for flag, name in flags.items() for word in (flag, f"{TLS_DIR}/{name}.pem")]
+
+
+def curl(host: Host, path: str, *words: str) -> list[str]:
+    """Return the words that ask the master on a host with curl, with a certificate if need be."""
+    own = certificate(host)
+    return ["curl", *own, *words, f"{'https' if own else 'http'}://{host.ip}:8791{path}"]
+
+
+def etcdctl(host: Host, *words: str) -> list[str]:
+    """Return the words that ask the etcd of a host, typed on that host."""
+    ask = ["etcdctl", *certificate(host), "--endpoints", f"{host.ip}:2379"]
+    return ["env", "ETCDCTL_API=3", *ask, *words]
 
 
 def output(lab: Lab, *words: str, via: str = "h1", **options: Any) -> str:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from conftest import HOSTS, eventually, until
+from conftest import HOSTS, etcdctl, eventually, until
 from lab import Host, Lab, find_process
 
 THINGS = ("master", "etcd", "slave", "engine", "machine")
@@ -287,9 +287,8 @@ def read_world(lab: Lab) -> World:
         engines[host.name] = {row[0]: row[-1].split(",")[0] for row in rows}
         words = ["docker", "volume", "ls", "--format", "{{.Name}}"]
         volumes[host.name] = frozenset(host.run(words).stdout.split())
-    words = ["etcdctl", "--endpoints", f"http://{lab['h1'].ip}:2379", "get", "--prefix"]
-    env = {"ETCDCTL_API": "3"}
-    lines = lab["h1"].run([*words, "/arpanet/"], env=env).stdout.splitlines()
+    words = etcdctl(lab["h1"], "get", "--prefix", "/arpanet/")
+    lines = lab["h1"].run(words).stdout.splitlines()
     texts = dict(
         zip((key.removeprefix("/arpanet/") for key in lines[::2]), lines[1::2], strict=True)
     )

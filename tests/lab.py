@@ -54,6 +54,7 @@ PEX_ROOT = "/var/cache/arpanet/pex"  # inside a host; one directory for all host
 NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 NETWORK = "192.168.8"
 FIRST_HOST, CLIENT = 120, 200
+TLS_DIR = "/etc/arpanet/tls"  # inside a host
 PROGRAMS = {
     "dockerd": "docker.io", "docker": "docker.io", "iptables": "iptables", "ip": "iproute2",
     "busybox": "busybox-static", "unshare": "util-linux", "nsenter": "util-linux", "ps": "procps",
@@ -661,7 +662,8 @@ class Host:
         """Return the environment of a fresh login on the host, and extra."""
         base = {"PATH": PATH, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": "dumb",
                 "HOSTNAME": self.name, "PEX_ROOT": PEX_ROOT, MARK: self._lab}  # fmt: skip
-        return {**base, **(extra or {})}
+        tls = {"ARPANET_CERT_PATH": TLS_DIR} if self.path(TLS_DIR).exists() else {}
+        return {**base, **tls, **(extra or {})}
 
     def popen(
         self, argv: Sequence[str], env: Mapping[str, str] | None = None, **popen_kwargs: Any
@@ -673,8 +675,11 @@ class Host:
         for stream in ("stdin", "stdout", "stderr"):
             popen_kwargs.setdefault(stream, subprocess.DEVNULL)
         popen_kwargs.setdefault("text", True)
-        words = [*self.enter(), *argv]
-        process = HostProcess(words, env=self.environment(env), **popen_kwargs)
+        words, env = [*self.enter(), *argv], self.environment(env)
+        if "ARPANET_CERT_PATH" in env and "tcp://" in " ".join([*argv, env.get("DOCKER_HOST", "")]):
+            # the docker client would speak TLS to a unix socket, too
+            env |= {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": env["ARPANET_CERT_PATH"]}
+        process = HostProcess(words, env=env, **popen_kwargs)
         self._popens = [old for old in self._popens if old.poll() is None] + [process]
         return process
 
@@ -1006,6 +1011,19 @@ class Lab:
         """Return the host without an engine. Raises LabError if the lab has none."""
         return self["c1"]
 
+    def give_certificates(self, made: Path) -> None:
+        """Give each host a certificate that `arpanet ca` made, the client one of a client.
+
+        What is typed on the hosts from then on speaks TLS. All files change at once.
+        """
+        for host in self._all.values():
+            place = host.path(TLS_DIR)
+            fresh = place.with_name(f"tls-{len(list(place.parent.glob('tls-*')))}")
+            shutil.copytree(made / ("hosts" if host.has_engine else "clients") / host.name, fresh)
+            link = place.with_name("tls.new")
+            link.symlink_to(fresh.name)
+            link.replace(place)
+
     def cut(self, name: str, other: str | None = None) -> None:
         """Pull the cable of a host, or with other: let nothing through between those two."""
         if other:
@@ -1131,6 +1149,8 @@ def cmd_up(args: argparse.Namespace) -> int:
     """Start the lab and leave it up."""
     began = time.monotonic()
     with Lab.up(args.hosts, args.client, args.pex, args.logs, args.name) as lab:
+        if args.tls:
+            lab.give_certificates(args.tls)
         lab.leave_up()
         print(f"up in {time.monotonic() - began:.1f} s", file=sys.stderr)
     return cmd_status(args)
@@ -1199,6 +1219,7 @@ def build_parser() -> argparse.ArgumentParser:
             verb.add_argument("hosts", nargs="?", type=int, default=3, help="how many (3)")
             verb.add_argument("--pex", type=Path, help="becomes /usr/local/bin/arpanet")
             verb.add_argument("--logs", type=Path, help="a directory that outlives the lab")
+            verb.add_argument("--tls", type=Path, help="a directory that `arpanet ca` made")
             verb.add_argument("--no-client", dest="client", action="store_false", help="no c1")
         if name in ("sh", "cut", "heal"):
             verb.add_argument("host")

@@ -7,6 +7,7 @@ import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -18,14 +19,20 @@ FILES = ("ca.pem", "cert.pem", "key.pem")
 
 
 class Authority:
-    """Who makes certificates. pem: its own."""
+    """Who makes certificates. pem: its own. made: where `arpanet ca` made it."""
 
-    def __init__(self, name: str) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
+    def __init__(self, name: str, made: Path | None = None) -> None:
+        self._key: Any = ec.generate_private_key(ec.SECP256R1())
+        if made:
+            secret = (made / "ca-key.pem").read_bytes()
+            self._key = serialization.load_pem_private_key(secret, None)
+            self.pem = (made / "ca.pem").read_bytes()
+            self._name = x509.load_pem_x509_certificate(self.pem).subject
+            return
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         rules = x509.BasicConstraints(ca=True, path_length=0)
-        made = self._build(self._name, self._key, days=9).add_extension(rules, critical=True)
-        self.pem = self._sign(made)
+        builder = self._build(self._name, self._key, days=9)
+        self.pem = self._sign(builder.add_extension(rules, critical=True))
 
     def issue(
         self,

@@ -9,7 +9,16 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 
 import pytest
-from clients import Ask, Front, ask_all, engine_json, engine_names, remove_containers, transcript
+from clients import (
+    Ask,
+    Front,
+    ask_all,
+    engine_json,
+    engine_names,
+    program,
+    remove_containers,
+    transcript,
+)
 from conftest import HOSTS, docker, eventually, output
 from lab import Lab
 
@@ -199,9 +208,9 @@ def test_docker_ps_shows_each_change_through_another_master(net: Lab) -> None:
 
 
 STALE_CODE = r"""
-import http.client, json, sys
+import json, sys
 hosts, rounds = json.load(sys.stdin)
-links = [http.client.HTTPConnection(host, 8791, timeout=30) for host in hosts]
+links = [reach_http(host) for host in hosts]
 def say(link, verb, path, body=None):
     link.request(verb, path, body, {"Content-Type": "application/json"} if body else {})
     answer = link.getresponse()
@@ -233,7 +242,7 @@ for number in range(rounds):
 
 def test_no_listing_is_stale_a_millisecond_after_the_answer(net: Lab) -> None:
     order = json.dumps([[net[h].ip for h in HOSTS], 10])
-    done = net.client.run(["python3", "-I", "-c", STALE_CODE], input=order)
+    done = net.client.run(program(STALE_CODE), input=order)
     assert done.stdout == ""
 
 

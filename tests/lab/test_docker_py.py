@@ -24,6 +24,7 @@ import pytest
 from conftest import HOSTS
 from docker.errors import APIError, ImageNotFound, NotFound
 from lab import Lab
+from reach import end_sending, reach
 
 ADDRESSES = {name: f"192.168.8.{120 + number}" for number, name in enumerate(HOSTS)}
 CHECKS: dict[str, Callable[[], None]] = {}
@@ -48,7 +49,10 @@ def run_check(lab: Lab, name: str) -> None:
 @functools.cache
 def via(host: str) -> Any:
     """Return a client of the master on that host: Any, for what it returns depends on values."""
-    return docker.DockerClient(base_url=f"tcp://{ADDRESSES[host]}:8791", version="auto", timeout=60)
+    url, path = f"tcp://{ADDRESSES[host]}:8791", os.environ.get("ARPANET_CERT_PATH")
+    pair = f"{path}/cert.pem", f"{path}/key.pem"
+    tls = bool(path) and docker.tls.TLSConfig(pair, f"{path}/ca.pem", verify=True)
+    return docker.DockerClient(base_url=url, version="auto", timeout=60, tls=tls)
 
 
 def make(name: str, *command: str, image: str = "busybox", **options: Any) -> Any:
@@ -208,7 +212,7 @@ def test_exec_runs_in_a_container_of_any_host() -> None:
         made = low.exec_create(container.id, ["cat"], stdin=True)
         sock = low.exec_start(made["Id"], socket=True)
         sock._sock.sendall(b"through\n")
-        sock._sock.shutdown(socket.SHUT_WR)
+        end_sending(sock._sock)
         assert read_all(sock._sock)[8:] == b"through\n"
         assert low.exec_inspect(made["Id"])["ExitCode"] == 0
         container.remove(force=True)
@@ -246,7 +250,7 @@ def test_attach_by_websocket_carries_both_directions() -> None:
     low = via("h1").api
     made = low.create_container("busybox", "cat", name="webbed", stdin_open=True, tty=True)
     low.start(made["Id"])
-    sock = socket.create_connection((ADDRESSES["h3"], 8791))
+    sock = reach(ADDRESSES["h3"])
     key = base64.b64encode(b"sixteen bytes 16").decode()
     path = "/v1.41/containers/webbed/attach/ws?stream=1&stdin=1&stdout=1"
     lines = [f"GET {path} HTTP/1.1", "Host: h3:8791", "Upgrade: websocket", "Connection: Upgrade",

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import HOSTS, docker, eventually, output
+from conftest import HOSTS, curl, docker, eventually, output
 from lab import Lab
 
 
 def ask(lab: Lab, via: str, verb: str, path: str, body: Any = None) -> tuple[int, Any]:
     """Return the status and the JSON that a master answers, asked without a client of Docker."""
     words = [
-        "curl",
         "-sS",
         "-X",
         verb,
@@ -26,7 +25,7 @@ def ask(lab: Lab, via: str, verb: str, path: str, body: Any = None) -> tuple[int
         "Content-Type: application/json",
     ]
     words += ["-d", json.dumps(body)] if body is not None else []
-    said = lab.client.run([*words, f"http://{lab[via].ip}:8791{path}"]).stdout
+    said = lab.client.run(curl(lab[via], path, *words)).stdout
     text, _, status = said.rpartition("\n")
     return int(status), json.loads(text) if text.startswith(("{", "[")) else text
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import faults
 import pytest
-from conftest import FAULT_ROW, HOSTS, docker, eventually, output, until
+from conftest import FAULT_ROW, HOSTS, curl, docker, eventually, output, until
 from faults import FAULTS, Client, Fault, Trial, longest_gap, wait_well
 from lab import Lab
 
@@ -179,8 +179,8 @@ def test_without_quorum_ps_answers_with_a_warning_and_a_change_says_who_is_missi
         faults.kill(working[name], "master")
 
     def is_warned() -> None:
-        url = f"http://{working['h1'].ip}:8791/containers/json?all=1"
-        head, _, body = working.client.run(["curl", "-si", url]).stdout.partition("\n\n")
+        words = curl(working["h1"], "/containers/json?all=1", "-si")
+        head, _, body = working.client.run(words).stdout.partition("\n\n")
         assert "HTTP/1.1 200" in head
         assert "\nWarning:" in head
         assert "stays" in body

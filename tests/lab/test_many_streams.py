@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import HOSTS, docker, eventually, output
 from lab import Lab
+from reach import reach
 
 SIZE_BYTES = 200 << 20
 LINES = 300_000  # of a few bytes, each of which an engine sends as a chunk of its own
@@ -253,7 +254,7 @@ def test_idle_connections_do_not_hinder_others(net: Lab) -> None:
 
 def begin(address: str, verb: str, path: str, upgrade: str) -> socket.socket:
     """Return a connection on which a request has been sent."""
-    sock = socket.create_connection((address, 8791))
+    sock = reach(address)
     lines = [f"{verb} /v1.41{path} HTTP/1.1", "Host: arpanet"]
     if upgrade:
         lines += ["Connection: Upgrade", "Upgrade: tcp", "Content-Length: 0"]
@@ -293,7 +294,7 @@ def ask_ping(sock: socket.socket) -> None:
 
 def run_stay(address: str, times: str) -> None:
     """Hold so many connections that are used, idle, and used again when a line comes."""
-    socks = [socket.create_connection((address, 8791), timeout=20) for _ in range(int(times))]
+    socks = [reach(address) for _ in range(int(times))]
     for word in ("idle", "served"):
         for sock in socks:
             ask_ping(sock)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import HOSTS, docker, eventually, output, start_all, until
+from conftest import HOSTS, docker, etcdctl, eventually, output, start_all, until
 from faults import Client, compare, find_pids, kill, read_world, wait_well
 from lab import Host, Lab
 
@@ -307,8 +307,9 @@ def test_all_masters_are_lost_and_one_begins_again_with_a_backup(net: Lab) -> No
 
 def put(host: Host, key: str, size_kb: int) -> str:
     """Write a key straight into etcd; return what etcdctl says when it fails."""
-    command = f"head -c {size_kb}k /dev/zero | tr '\\0' x | etcdctl put {key}"
-    return host.run(["sh", "-c", command], env={"ETCDCTL_API": "3"}, check=False).stderr
+    ask = " ".join(etcdctl(host, "put", key))
+    command = f"head -c {size_kb}k /dev/zero | tr '\\0' x | {ask}"
+    return host.run(["sh", "-c", command], check=False).stderr
 
 
 def test_a_master_waits_for_the_program_etcd_that_is_gone_for_a_moment(net: Lab) -> None:
@@ -328,7 +329,7 @@ def test_a_master_waits_for_the_program_etcd_that_is_gone_for_a_moment(net: Lab)
 
 def delete(host: Host, prefix: str) -> None:
     """Delete keys straight from etcd."""
-    host.run(["etcdctl", "del", "--prefix", prefix], env={"ETCDCTL_API": "3"})
+    host.run(etcdctl(host, "del", "--prefix", prefix))
 
 
 def test_a_full_disk_stops_one_master_alone_and_heals_once_there_is_room(net: Lab) -> None:

@@ -14,6 +14,7 @@ from clients import (
     ask,
     engine_json,
     engine_names,
+    program,
     remove_containers,
     transcript,
 )
@@ -22,11 +23,11 @@ from lab import Lab
 
 SLEEP = ("busybox", "sleep", "1000")
 RACE_CODE = r"""
-import http.client, json, sys, threading
+import json, sys, threading
 hosts, name, rounds = json.load(sys.stdin)
 body = json.dumps({"Image": "busybox", "Cmd": ["true"]})
 def create(number, host, barrier, answers):
-    connection = http.client.HTTPConnection(host, 8791, timeout=30)
+    connection = reach_http(host)
     connection.connect()
     barrier.wait()
     connection.request("POST", f"/containers/create?name={name}{number}", body,
@@ -68,7 +69,7 @@ def test_two_masters_asked_for_one_name_at_the_same_instant_give_it_once_50_time
     net: Lab,
 ) -> None:
     order = json.dumps([[net[h].ip for h in HOSTS], "race", 50])
-    done = net.client.run(["python3", "-I", "-c", RACE_CODE], input=order)
+    done = net.client.run(program(RACE_CODE), input=order)
     rounds = json.loads(done.stdout)
     assert len(rounds) == 50
     for number, answers in enumerate(rounds):

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from clients import ask, engine_json, engine_names, remove_containers
+from clients import ask, engine_json, engine_names, program, remove_containers
 from conftest import HOSTS, docker, output
 from lab import Lab
 
 ZONES = {"h1": ["zone=a"], "h2": ["zone=b"], "h3": ["zone=b", "disk=ssd"]}
 SWARM = "com.docker.swarm"
 RACE_CODE = r"""
-import http.client, json, sys, threading
+import json, sys, threading
 hosts, body = json.load(sys.stdin)
 barrier, answers = threading.Barrier(50), []
 def create(number):
-    connection = http.client.HTTPConnection(hosts[number % 2], 8791, timeout=120)
+    connection = reach_http(hosts[number % 2], 120)
     connection.connect()
     barrier.wait()
     connection.request("POST", f"/containers/create?name=race{number}", json.dumps(body),
@@ -259,7 +259,7 @@ def test_of_50_creates_at_two_masters_for_the_10_last_places_10_are_made(zones: 
         "Labels": {"arpanet.constraint1": "host!=h3"},
     }
     order = json.dumps([[zones["h1"].ip, zones["h2"].ip], body])
-    done = zones.client.run(["python3", "-I", "-c", RACE_CODE], input=order, timeout=150)
+    done = zones.client.run(program(RACE_CODE), input=order, timeout=150)
     answers = json.loads(done.stdout)
     made = [text for status, text in answers if status == 201]
     refused = [text for status, text in answers if status == 503]
