@@ -4194,6 +4194,9 @@ class Follower:
         return Event(decode_key(event.kv.key), entry, event.kv.mod_revision)
 
 
+NO_LEASE = "this master has no lease in etcd at the moment; try: arpanet master status"
+
+
 class Lease:
     """Keeps keys there for as long as this process lives, on one lease of ttl_s seconds.
 
@@ -4258,6 +4261,14 @@ class Lease:
         with self._lock:
             self._keys.update(keys)
         self._wake.set()
+
+    def renew(self, lost: int, wait_s: float = 3.0) -> None:
+        """Have another lease than one that was lost. Blocks; raises MeshDown. Thread: any."""
+        self._wake.set()
+        deadline = time.monotonic() + wait_s
+        while self.lease in (0, lost):
+            if self._ended.wait(0.02) or time.monotonic() > deadline:
+                raise MeshDown(NO_LEASE)
 
     def stop(self) -> None:
         """End thread 'lease' and revoke the lease: the keys go at once. Blocks up to 8 s."""
@@ -4857,10 +4868,13 @@ class Node:
     def lease_id(self) -> int:
         """Return this process's lease. Raises MeshDown while it has none."""
         if self.presence is None or not self.presence.lease:
-            raise MeshDown(
-                "this master has no lease in etcd at the moment; try: arpanet master status"
-            )
+            raise MeshDown(NO_LEASE)
         return self.presence.lease
+
+    def renew_lease(self, lost: int) -> None:
+        """Have another lease than one that ran out. Blocks; raises MeshDown."""
+        if self.presence:
+            self.presence.renew(lost)
 
     def require_current(self) -> None:
         """Raise Renewed when the arpanet was recovered since this process began."""
@@ -6817,13 +6831,16 @@ def make_container(call: Call, view: View, wish: CreateWish, body: dict[str, Any
     """Make links, choose a host and have it create; one that is not reached is given up."""
     links = describe_links(call, view, wish, require_link_targets(view, wish))
     while True:
+        lease = call.node.lease_id()
         try:
             return make_somewhere(call, view, wish, body, links)
         except EngineAway as e:
             if not call.node.making.shun(wish.name):
                 raise
             log.info("%s goes to another host: %s", wish.name, e)
-            view = call.view_for_change()
+        except LostClaim:  # nothing is made yet
+            call.node.renew_lease(lease)
+        view = call.view_for_change()
 
 
 def make_somewhere(
@@ -7099,10 +7116,15 @@ def keep_created(call: Call, claim: Claim, wish: CreateWish, host: str, containe
             if not node.view.volumes.get(volume, VolumePin(host, settled=False)).settled:
                 node.mesh.write(key_of("volumes", volume), dump_json({"host": host}))
         keep_name(node, claim, host, container_id, wish.needs)
-    except (LostClaim, MeshDown):
+    except (LostClaim, MeshDown) as e:
         engine = node.require_engine(node.view, host)
         with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
             engine.send("DELETE", f"/containers/{container_id}?v=1", timeout_s=30.0).read()
+        if isinstance(e, LostClaim):
+            raise Unavailable(
+                f"{wish.name} was not made: this master could not reach the others for so long "
+                "that the name went free; try again"
+            ) from e
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import faults
 import pytest
-from conftest import FAULT_ROW, HOSTS, curl, docker, eventually, output, until
+from conftest import FAULT_ROW, HOSTS, curl, docker, etcdctl, eventually, output, until
 from faults import FAULTS, Client, Fault, Trial, longest_gap, wait_well
 from lab import Lab
 
@@ -92,6 +93,15 @@ def listed(lab: Lab, via: str) -> list[str]:
 def another(*names: str) -> str:
     """Return a host that is none of these."""
     return next(host for host in HOSTS if host not in names)
+
+
+def test_a_create_outlives_the_lease_of_its_master(working: Lab) -> None:
+    host = working["h1"]
+    words = etcdctl(host, "get", "/arpanet/masters/h1", "-w", "json")
+    held = json.loads(host.run(words).stdout)["kvs"][0]["lease"]
+    host.run(etcdctl(host, "lease", "revoke", f"{held:x}"))
+    output(working, "create", "--name", "web", "-e", "ARPANET_VOLUME1=/data", "busybox", via="h1")
+    assert listed(working, "h2") == listed(working, "h1") != []
 
 
 # ---- the table
