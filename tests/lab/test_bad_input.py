@@ -353,3 +353,56 @@ def test_an_error_is_json_with_one_message(net: Lab) -> None:
     assert (answer.status, answer.message) == (404, "No such container: nosuch")
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers["Server"].startswith("arpanet/")
+
+
+# ---- what nobody else may read, or write
+
+
+def test_a_path_leads_nowhere_else(net: Lab) -> None:
+    docker(net, "run", "-d", "--name", "c1", "busybox", "sleep", "600")
+    for path in (
+        "/images/x/../../containers/c1",
+        "/volumes/..%2Fcontainers%2Fc1",
+        "//images/%2e%2E",
+    ):
+        answer = ask(net, "DELETE", f"{path}?force=1")
+        assert (answer.status, "a path cannot have" in answer.message) == (400, True)
+    assert output(net, "ps", "--format", "{{.Names}}").startswith("c1@h")
+
+
+LINES = "x\r\nX-Injected: 1\r\n\r\nGET /_ping HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"Env": [f"ARPANET_LINK1=c1:{LINES}"]}, {"Env": [f"ARPANET_HOST={LINES}"]},
+        {"Env": [f"ARPANET_VOLUME1={LINES}"]}, {"Env": [f"ARPANET_CONSTRAINT1={LINES}"]},
+        {"Labels": {LINES: LINES}}, {"HostConfig": {"Links": [f"c1:{LINES}"]}}, {"Image": LINES},
+    ],
+)  # fmt: skip
+def test_lines_in_a_value_are_no_lines_of_ours(net: Lab, change: dict[str, object]) -> None:
+    docker(net, "run", "-d", "--name", "c1", "busybox", "sleep", "600")
+    body = json.dumps({"Image": "busybox", "Cmd": ["true"], **change}).encode()
+    create = request("POST", "/containers/create?name=c2", body)
+    said = send_raw(net, create + LAST)
+    assert len(statuses(said)) == 2, said
+    assert "X-Injected: 1\r\n" not in said
+    for name in ("/containers/create?name=", "/containers/"):
+        target = f"{name}c2%0d%0aX-Injected:%201"
+        said = send_raw(net, request("POST", target, GOOD.encode(), "Connection: close"))
+        assert "\r\nX-Injected" not in said
+        assert statuses(said)[0] in (400, 404)
+
+
+def test_what_is_kept_and_logged_is_not_for_everybody(net: Lab) -> None:
+    secret = "c2VjcmV0LXRoYXQtaXMtc2VlbiBub3doZXJl"
+    docker(net, "run", "-d", "--name", "c1", "-e", f"KEY={secret}", "busybox", "sleep", "600")
+    ask(net, "POST", f"/build?buildargs=%7B%22A%22%3A%22{secret}%22%7D")
+    head = f"POST /auth HTTP/1.1\r\nHost: x\r\nX-Registry-Auth : {secret}\r\n\r\n"
+    assert statuses(send_raw(net, head.encode())) == [400]
+    for host in net.hosts:
+        daemons = " ".join(f"/var/log/arpanet/{name}.log" for name in ("master", "slave", "etcd"))
+        assert host.run(["sh", "-c", f"grep -l {secret} {daemons}"], check=False).stdout == ""
+        kept = f"find /var/lib/arpanet/* {daemons} -maxdepth 1 -perm /007"
+        assert host.run(["sh", "-c", kept]).stdout == ""
