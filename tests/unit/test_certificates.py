@@ -352,6 +352,19 @@ def test_doctor_is_told_before_it_is_too_late(files: CertificateFiles, used: Ide
     assert [(f.well, f.text) for f in found] == [(False, "slave h1: is good for 8 days only")]
 
 
+def test_a_certificate_that_is_no_good_keeps_nobody_from_stopping_and_from_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARPANET_CERT_PATH", str(tmp_path))
+    where = ("--run-dir", str(tmp_path), "--state-dir", str(tmp_path))
+    assert arpanet.main(["master", "stop", *where]) == 0
+    assert arpanet.main(["master", "status", *where]) == 2
+    assert f"{tmp_path}/ca.pem is missing or empty" in capsys.readouterr().err
+    assert arpanet.main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert re.fullmatch(f"✗ .* {tmp_path}/ca.pem is missing or empty; see: .* tls\n", said), said
+
+
 # ---- arpanet ca
 
 
