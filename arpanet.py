@@ -1086,24 +1086,6 @@ def buffered_bytes(reader: Any) -> bytes:
     return bytes(reader.read1(len(ahead))) if ahead else b""
 
 
-def http_json(address: Address, method: str, path: str, timeout_s: float, body: Any = None) -> Any:
-    """Return the JSON that a server of ours answers. Raises OSError, EngineError with its words."""
-    payload = b"" if body is None else dump_json(body)
-    headers = [("Connection", "close"), ("Content-Length", str(len(payload)))]
-    with contextlib.closing(dial(address, timeout_s)) as sock:
-        sock.settimeout(timeout_s)
-        send_request(sock, method, path, headers, payload)
-        with contextlib.closing(read_response(sock, method)) as response:
-            try:
-                answer = json.loads(response.read() or b"null")
-            except (http.client.HTTPException, ValueError) as e:
-                raise OSError(f"{address} does not speak arpanet: {e!r}") from e
-            if response.status >= 400:
-                message = answer.get("message", "") if isinstance(answer, dict) else ""
-                raise EngineError(response.status, message or f"status {response.status}")
-    return answer
-
-
 class Recent(Generic[Value]):
     """A map that forgets its oldest rows; safe for threads."""
 
@@ -1392,6 +1374,12 @@ class Identity:
         """Return the PEM of authorities, certificate and key, which fit together."""
         return self._refresh().pem
 
+    def docker_flags(self) -> list[str]:
+        """Return the words that make the docker client do as this process does."""
+        given = zip(("--tlscacert", "--tlscert", "--tlskey"), self.paths, strict=True)
+        here = [f"{flag}={path}" for flag, path in given if os.path.exists(path)]
+        return ["--tls" if self._trusting else "--tlsverify", *here]
+
     def stamp(self) -> tuple[Any, ...]:
         """Return what is another one when the files were renewed."""
         self._refresh()
@@ -1523,6 +1511,243 @@ def make_identity(settings: Settings, role: str) -> Identity | None:
     paths = CertificateFiles(*(n or u for n, u in zip(named, usual, strict=True)))
     alone = settings.tls and not settings.tlsverify
     return Identity(paths, guests=alone, trusting=alone and role not in ("master", "slave"))
+
+
+class TlsSocket(socket.socket):
+    """A connected socket that speaks TLS, and else behaves like any other, blocking or not.
+
+    The end of what the other side says is its close_notify; without one it is a break, an OSError.
+    The library works on memory and never waits; what the socket has not taken yet is in unsent.
+    Thread: one at a time. Source: SSLSocket cannot end one direction, as its unwrap() loses what
+    is unread, and it reads each record with two calls of the system.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str = "") -> None:
+        """Take over a plain socket; host: that was dialled, "" for the side that accepted."""
+        import ssl
+
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, not host, host or None)
+        self._hungry, self._fault = ssl.SSLWantReadError, ssl.SSLError
+        timeout_s = sock.gettimeout()
+        super().__init__(sock.family, sock.type, sock.proto, sock.detach())
+        self.settimeout(timeout_s)
+        self.unsent = b""
+        self.heard = False  # a byte from the other side
+        self._ahead = b""  # that was decrypted before anybody asked
+        self._ended = self._told = False  # the other side has said its last; we have
+
+    def handshake(self) -> None:
+        """Agree. Raises BlockingIOError while the other side has to speak, OSError if it fails."""
+        while True:
+            try:
+                return self._tls.do_handshake()
+            except self._hungry:
+                pass
+            except self._fault as e:
+                raise ConnectionError(explain_tls(e)) from e
+            finally:
+                self.flush()  # also the alert that tells the other side why
+            self._feed()
+
+    def require_machine(self, name: str = "") -> None:
+        """Raise OSError unless the certificate of the other side is a machine's, of that name.
+
+        The address was looked at already; who trusts anybody sees no certificate.
+        """
+        if self._tls.context.verify_mode:
+            peer = self.read_peer()
+            if not peer.machine or (name and name not in peer.names):
+                whose = f"{name}'s" if name else "a machine's"
+                raise ConnectionError(f"its certificate ({peer.common_name}) is not {whose}")
+
+    def read_peer(self) -> PeerCertificate:
+        """Return what the certificate of the other side says."""
+        return read_peer(self._tls.getpeercert())
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Take all of the data; raises BlockingIOError while what was taken before is unsent."""
+        if self.unsent:
+            self.flush()
+            if self.unsent:
+                raise BlockingIOError
+        view = memoryview(data)
+        while view:
+            view = view[self._tls.write(view) :]
+        self.flush(flags)
+        return len(data)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send, block by block."""
+        view = memoryview(data)
+        for start in range(0, len(view), BLOCK_BYTES):
+            self.send(view[start : start + BLOCK_BYTES], flags)
+
+    def flush(self, flags: int = 0) -> None:
+        """Send what the socket takes."""
+        if self._out.pending:
+            self.unsent += self._out.read()
+        while self.unsent:
+            try:
+                sent = super().send(self.unsent, flags)
+            except BlockingIOError:
+                return
+            self.unsent = self.unsent[sent:]
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Fill the buffer with what is there; if it is not full, then nothing more was there.
+
+        One of BLOCK_BYTES is never filled: what epoll cannot tell of is all in it.
+        """
+        del flags
+        view = memoryview(buffer)[: nbytes or None]
+        got = min(len(self._ahead), len(view))
+        view[:got], self._ahead = self._ahead[:got], self._ahead[got:]
+        while got < len(view) and not self._ended:
+            if not (self._in.pending or self._tls.pending()):
+                if got:
+                    break
+                self._feed()
+            got += self._decrypt(view[got:])
+        return got
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        """Return what is there."""
+        buffer = bytearray(bufsize)
+        return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
+
+    def shutdown(self, how: int) -> None:
+        """End what we say by a close_notify; raises BlockingIOError until it is out: call again."""
+        if not self._told:
+            self._told = True
+            self._say_end()
+        self.flush()
+        if self.unsent:
+            raise BlockingIOError
+        super().shutdown(how)
+
+    def _feed(self) -> None:
+        part = super().recv(TLS_PART_BYTES)
+        if part:
+            self.heard = True
+            self._in.write(part)
+        else:
+            self._in.write_eof()
+
+    def _decrypt(self, view: memoryview) -> int:
+        size: Any = 0
+        try:
+            size = self._tls.read(len(view), view)
+        except self._hungry:
+            return 0
+        except self._fault as e:
+            if e.args[0] != TLS_ENDED:
+                raise ConnectionError(explain_tls(e)) from e
+        finally:
+            self.flush()  # new keys are answered
+        self._ended = not size
+        return int(size)
+
+    def _say_end(self) -> None:
+        """Write the close_notify; what is unread is kept from the library, which would drop it."""
+        while size := self._tls.pending():
+            self._ahead += self._tls.read(size)
+        unread = self._in.read()
+        with contextlib.suppress(self._fault):  # it waits for the other side's; or all is broken
+            self._tls.unwrap()
+        if unread:
+            self._in.write(unread)
+
+
+TLS_PART_BYTES = BLOCK_BYTES - 17 * 1024  # after the begin of a record, which has 16 KiB and a bit
+TLS_ENDED = 6  # SSL_ERROR_ZERO_RETURN
+TLS_REASONS = {
+    "WRONG_VERSION_NUMBER": "it does not speak TLS",
+    "UNEXPECTED_EOF_WHILE_READING": "it broke off",
+    "HTTP_REQUEST": "it speaks in the clear",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it has no certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a certificate; see: arpanet help tls",
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not trust who signed our certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "our certificate has expired",
+}
+
+
+def explain_tls(error: ssl.SSLError) -> str:
+    """Return in words why TLS does not come about, or breaks off."""
+    if why := getattr(error, "verify_message", ""):
+        return f"its certificate is not taken: {why}"
+    reason = error.reason or ""
+    words = reason.replace("_", " ").lower()
+    return TLS_REASONS.get(reason) or (f"no TLS: {words}" if words else "it broke off")
+
+
+def dial_member(address: Address, timeout_s: float = 5.0, name: str = "") -> socket.socket:
+    """Return a connection to a member of this arpanet, or with a path to this machine's engine.
+
+    With a certificate of ours it is a TlsSocket, and the other one has shown that of a machine,
+    of that HOSTNAME where one is given. It has no timeout from then on. Raises OSError.
+    """
+    sock, own = dial(address, timeout_s), identity()
+    if own is None or isinstance(address, str):
+        return sock
+    try:
+        sock.settimeout(timeout_s)
+        sock = tls = TlsSocket(sock, own.client_context(), address[0])
+        tls.handshake()
+        tls.require_machine(name)
+        tls.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return tls
+
+
+def http_json(
+    address: Address, method: str, path: str, timeout_s: float, body: Any = None, name: str = ""
+) -> Any:
+    """Return the JSON that a server of ours answers. Raises OSError, EngineError with its words.
+
+    name: the HOSTNAME of who is to answer, where it is known.
+    """
+    payload = b"" if body is None else dump_json(body)
+    headers = [("Connection", "close"), ("Content-Length", str(len(payload)))]
+    with contextlib.closing(dial_member(address, timeout_s, name)) as sock:
+        sock.settimeout(timeout_s)
+        send_request(sock, method, path, headers, payload)
+        with contextlib.closing(read_response(sock, method)) as response:
+            text = b""
+            try:
+                text = response.read()
+                answer = json.loads(text or b"null")
+            except (http.client.HTTPException, ValueError) as e:
+                said = ascii(text[:100].decode("latin-1")) if text else repr(e)
+                raise OSError(f"{address} does not speak arpanet: {said}") from e
+            if response.status >= 400:
+                message = answer.get("message", "") if isinstance(answer, dict) else ""
+                raise EngineError(response.status, message or f"status {response.status}")
+    return answer
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a connection within this machine; unlike a socketpair() it can be reset.
+
+    The second one has PAIR_IP for its peer. Raises OSError.
+    """
+    with socket.create_server((PAIR_IP, 0)) as listener:
+        dialled = dial(listener.getsockname())
+        try:
+            while True:
+                accepted, peer = listener.accept()
+                if peer == dialled.getsockname():
+                    tune_socket(accepted)
+                    return accepted, dialled
+                accepted.close()  # who else has found the port
+        except BaseException:
+            dialled.close()
+            raise
+
+
+PAIR_IP = "127.1.0.1"  # of no member
 
 
 @contextlib.contextmanager
@@ -3156,6 +3381,7 @@ class LinkRoute(NamedTuple):
 
     address: HostPort
     target: str  # NAME:PORT when address is an agent's, else ""
+    host: str = ""  # of that agent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -3287,7 +3513,9 @@ def find_route(view: View, host: str, name: str, port: int) -> LinkRoute | None:
         address = find_address(view, target)
         return LinkRoute(HostPort(address, port), "") if address else None
     far = view.hosts.get(target.host)
-    return LinkRoute(far.agent, f"{name}:{port}") if far and target.host in view.alive else None
+    if far is None or target.host not in view.alive:
+        return None
+    return LinkRoute(far.agent, f"{name}:{port}", target.host)
 
 
 # ---- API versions
@@ -4389,12 +4617,15 @@ class Tunnels:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards what follows
         self._idle: dict[HostPort, list[tuple[float, socket.socket]]] = {}
+        self.bridge: Callable[[socket.socket], socket.socket] = lambda sock: sock  # past TLS
         self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
-    def add(self, sock: socket.socket) -> None:
-        """Note a new connection."""
+    def add(self, sock: socket.socket) -> socket.socket:
+        """Note a new connection; return what any thread may use in its place. Raises OSError."""
+        sock = self.bridge(sock)
         with self._lock:
             self._open.add(sock)
+        return sock
 
     def cut(self, ip: str) -> None:
         """End the connections to an address under the threads that read from them."""
@@ -4586,9 +4817,12 @@ class Upload:
                     pass  # a client may hear the answer only when it has sent all
 
 
-def dial_agent(agent: HostPort, what: str, timeout_s: float) -> socket.socket:
-    """Return a tunnel to "engine" or "NAME:PORT" on an agent's host. Raises OSError."""
-    sock = dial(agent, timeout_s)
+def dial_agent(agent: HostPort, what: str, timeout_s: float, name: str = "") -> socket.socket:
+    """Return a tunnel to "engine" or "NAME:PORT" on an agent's host, of that name.
+
+    Raises OSError.
+    """
+    sock = dial_member(agent, timeout_s, name)
     try:
         sock.settimeout(timeout_s)
         sock.sendall(f"CONNECT {what} HTTP/1.1\r\n\r\n".encode())
@@ -4643,11 +4877,11 @@ class Engine:
                 if method not in ("GET", "HEAD") or not empty:
                     raise
         try:
-            sock = dial_agent(self.host.agent, "engine", reach_s)
+            sock = dial_agent(self.host.agent, "engine", reach_s, self.host.name)
+            if self._tunnels:
+                sock = self._tunnels.add(sock)
         except OSError as e:
             raise EngineAway(self._why(e)) from e
-        if self._tunnels:
-            self._tunnels.add(sock)
         return ask(Turn(sock))
 
     def _ask(
@@ -4987,7 +5221,7 @@ def publish(node: Node, host: Host, container_id: str) -> None:
     """
     path = f"/publish/{container_id}?revision={node.view.revision}"
     try:
-        answer = http_json(host.agent, "POST", path, SYNC_S * 2)
+        answer = http_json(host.agent, "POST", path, SYNC_S * 2, name=host.name)
         node.wait_view(int(answer["revision"]))
     except (OSError, ArpanetError, KeyError, TypeError, ValueError) as e:
         log.warning(
@@ -5000,9 +5234,11 @@ def publish(node: Node, host: Host, container_id: str) -> None:
 # connection and alone changes the objects below; other threads hand sockets over with a method
 # of Pump. An idle connection is two descriptors. The end of one direction closes that direction.
 # Small messages are copied through one shared buffer; a direction that fills it is moved by
-# splice(2) through a borrowed pipe, so what a slow reader leaves waiting is bounded.
+# splice(2) through a borrowed pipe, so what a slow reader leaves waiting is bounded. TLS is spoken
+# here for the whole daemon: a TlsSocket takes the place of a socket, and goes through the buffer.
 
 CONNECT_S = 5.0  # to reach a target
+SHAKE_S = 5.0  # for a peer to show its certificate
 ANSWER_S = 5.0  # for a far agent to answer CONNECT
 HEAD_S = 5.0  # for a peer to say what it wants
 TICK_S = 1.0  # how often deadlines are looked at
@@ -5011,11 +5247,15 @@ BUFFER_BYTES = 1 << 16
 PIPE_BYTES = 1 << 20
 SPARE_PIPES = 8
 SPLICES_PER_TURN = 4  # then the other connections have their turn
+COPIES_PER_TURN = 4  # with TLS
 ACCEPTS_PER_TURN = 16
 EVENTS_PER_TURN = 256
 
 STREAM = int(socket.SOCK_STREAM)  # not the enum: it costs as much as a small system call
 AGENT_OK = b"HTTP/1.1 200 OK\r\n\r\n"
+NOT_IN_THE_CLEAR = (  # in the words of dockerd
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+)
 READABLE = select.EPOLLIN | select.EPOLLRDHUP
 WRITABLE, BROKEN = select.EPOLLOUT, select.EPOLLERR
 HANG_UP_ONCE = select.EPOLLET  # level-triggered, a half-closed socket would be reported for ever
@@ -5026,13 +5266,19 @@ OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno
 OnAccept = Callable[[socket.socket, Address, "LinkListener"], None]
 OnHead = Callable[[socket.socket, Address, bytes, bytes], None]
 OnRefusal = Callable[[socket.socket, str], None]  # gets the near socket back, and why
+OnShaken = Callable[["TlsSocket | None"], None]  # gets None when the peer was refused
 
 
 class Target(NamedTuple):
-    """Where to dial; with a preamble it is an agent, which must answer AGENT_OK to it."""
+    """Where to dial; with a preamble it is an agent, which must answer AGENT_OK to it.
+
+    member: the HOSTNAME of the member of this arpanet that is dialled, "" if it is not known;
+    None: no member, so there is no TLS.
+    """
 
     address: Address
     preamble: bytes = b""
+    member: str | None = None
 
 
 class Tally:
@@ -5123,6 +5369,8 @@ def adopt(sock: socket.socket) -> socket.socket:
 
     Source: http.server and socketserver shut down and close what they have handed out.
     """
+    if isinstance(sock, TlsSocket):
+        return sock  # which neither of them has
     owned = socket.socket(fileno=sock.detach())
     if owned.family != socket.AF_UNIX:
         tune_socket(owned)
@@ -5357,6 +5605,61 @@ class Half(Watcher):
         self.connection.rearm()
 
 
+class TlsHalf(Half):
+    """A direction with TLS at one end or at both: all goes through the buffer, nothing by splice.
+
+    What was decrypted is passed on to its end, as epoll does not tell of it.
+    """
+
+    __slots__ = ()
+
+    def begin(self, early: bytes, flags: int = 0) -> None:
+        """Send what was read before there was a sink. Raises OSError."""
+        super().begin(early, flags)
+        self.stalled = self._is_stalled()
+
+    def move(self) -> None:
+        """Pass on what is there, as far as the sink takes it. Never blocks."""
+        try:
+            if self.stalled:
+                self.left = self.left[self.sink.send(self.left) :]
+            for _ in range(COPIES_PER_TURN):
+                if self.ended or self._is_stalled():
+                    break
+                before = self.tally.bytes
+                self._copy()
+                self.bulk = False
+                if self.tally.bytes - before < BUFFER_BYTES // 2:
+                    break
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            log.debug("broken off: %s", error)
+            self.connection.close(broken=True)
+            return
+        self._settle()
+
+    def _is_stalled(self) -> bool:
+        return bool(self.left or (isinstance(self.sink, TlsSocket) and self.sink.unsent))
+
+    def _settle(self) -> None:
+        """Pass an end on, and watch for what is needed now."""
+        self.stalled = self._is_stalled()
+        if self.ended and not self.stalled and not self.done:
+            try:
+                self.sink.shutdown(socket.SHUT_WR)
+                self.done = True
+            except BlockingIOError:
+                self.stalled = True
+            except OSError:  # reset in this instant
+                self.connection.close(broken=True)
+                return
+            if self.done and self.reverse.done:
+                self.connection.close()
+                return
+        self.connection.rearm()
+
+
 class Connection:
     """Two connected sockets: near came in, far was dialled (or both were there: join)."""
 
@@ -5367,8 +5670,10 @@ class Connection:
     ) -> None:
         self.pump, self.near, self.far, self.counters = pump, near, far, counters
         self.near_fd, self.far_fd = near.fileno(), far.fileno()
-        self.forth = Half(self, near, far, counters.to_target)
-        self.back = Half(self, far, near, counters.to_client)
+        plain = type(near) is type(far) is socket.socket
+        make = Half if plain else TlsHalf
+        self.forth = make(self, near, far, counters.to_target)
+        self.back = make(self, far, near, counters.to_client)
         self.forth.reverse, self.back.reverse = self.back, self.forth
         self.open = True
 
@@ -5384,6 +5689,9 @@ class Connection:
             self.close(broken=True)
             return
         self.rearm()
+        for half, fd in ((self.forth, self.near_fd), (self.back, self.far_fd)):
+            if isinstance(half, TlsHalf) and watchers.get(fd) is half:
+                half.move()  # what was decrypted already
 
     def join(self, early_to_far: bytes, early_to_near: bytes) -> None:
         """Start with two sockets that somebody has read from already."""
@@ -5497,7 +5805,8 @@ class Dial(Watcher):
         self.answer, self.early, self.on_refusal = answer, early, on_refusal
         self.far: socket.socket | None = None
         self.connection: Connection | None = None
-        self.watched = self.failed = False
+        self.watched = 0  # what of far, as epoll has it
+        self.failed = False
 
     def start(self) -> None:
         """Dial the first target."""
@@ -5530,11 +5839,18 @@ class Dial(Watcher):
 
     def event(self, _events: int) -> None:
         """See how far the dial is: connect() again tells, and a stray event does no harm."""
-        if self.far is not None:
+        if isinstance(self.far, TlsSocket):
+            self._shake(self.far)
+        elif self.far is not None:
             self._advance(self.far, self.far.connect_ex(self.target.address))
 
     def _advance(self, far: socket.socket, error: int) -> None:
-        if error in (0, errno.EISCONN):
+        own = None if self.target.member is None else identity()
+        if error in (0, errno.EISCONN) and own:
+            self.far = TlsSocket(far, own.client_context(), self.target.address[0])
+            self.pump.untuned.append(self.far)
+            self._shake(self.far)
+        elif error in (0, errno.EISCONN):
             self._connected(far)
         elif error == errno.EAGAIN:  # the queue of a unix listener is full: nothing to wait on
             self.pump.due.setdefault(self, time.monotonic() + CONNECT_S)
@@ -5542,10 +5858,29 @@ class Dial(Watcher):
         elif error not in (errno.EINPROGRESS, errno.EALREADY):
             self._dial_next(os.strerror(error))
         elif not self.watched:
-            self.watched = True
+            self._watch(far, WRITABLE)
+
+    def _shake(self, far: TlsSocket) -> None:
+        """Agree on TLS as far as the other side has answered."""
+        try:
+            far.handshake()
+            far.require_machine(self.target.member or "")
+        except BlockingIOError:
+            self._watch(far, READABLE | (WRITABLE if far.unsent else 0))
+        except OSError as error:
+            self.pump.note_refusal(self.target.address, str(error), news=error.errno is None)
+            self._dial_next(f"{self.target.address}: {error}")
+        else:
+            self._connected(far)
+
+    def _watch(self, far: socket.socket, mask: int) -> None:
+        if not self.watched:
             self.pump.due[self] = time.monotonic() + CONNECT_S
             self.pump.watchers[far.fileno()] = self
-            self.pump.epoll.register(far.fileno(), WRITABLE)
+            self.pump.epoll.register(far.fileno(), mask)
+        elif mask != self.watched:
+            self.pump.epoll.modify(far.fileno(), mask)
+        self.watched = mask
 
     def _try_again(self, far: socket.socket) -> None:
         if self.far is far:
@@ -5564,7 +5899,7 @@ class Dial(Watcher):
         except OSError:
             connection.close(broken=True)
             return
-        connection.back.mask = WRITABLE if self.watched else 0
+        connection.back.mask = self.watched
         if self.target.preamble:
             answer = AgentAnswer(connection)
             pump.watchers[far.fileno()] = answer
@@ -5588,7 +5923,7 @@ class Dial(Watcher):
         if self.far is not None:
             self._leave()
             self.pump.bury(self.far)
-            self.far, self.watched = None, False
+            self.far, self.watched = None, 0
 
     def _fail(self, why: str) -> None:
         log.debug("dial failed: %s", why)
@@ -5606,6 +5941,70 @@ class Dial(Watcher):
         reset(self.near)
         if not self.failed:
             self.counters.active -= 1
+
+
+class Handshake(Watcher):
+    """Agrees on TLS with a peer that has connected, then hands the TlsSocket over.
+
+    settled() gets it, or None: then the peer was refused, and why is logged once.
+    """
+
+    __slots__ = ("pump", "sock", "fd", "peer", "settled", "watched")
+
+    def __init__(self, pump: Pump, sock: TlsSocket, peer: Address, settled: OnShaken) -> None:
+        self.pump, self.sock, self.peer, self.settled = pump, sock, peer, settled
+        self.fd, self.watched = sock.fileno(), 0
+
+    def start(self) -> None:
+        """Begin with what is there."""
+        self.pump.due[self] = time.monotonic() + SHAKE_S
+        self.event(0)
+
+    def event(self, _events: int) -> None:
+        """Go on, as far as the peer has answered."""
+        try:
+            self.sock.handshake()
+        except BlockingIOError:
+            self._watch(READABLE | (WRITABLE if self.sock.unsent else 0))
+        except OSError as error:
+            self._refuse(str(error))
+        else:
+            self._leave()
+            self.settled(self.sock)
+
+    def _watch(self, mask: int) -> None:
+        if not self.watched:
+            self.pump.watchers[self.fd] = self
+            self.pump.epoll.register(self.fd, mask)
+        elif mask != self.watched:
+            self.pump.epoll.modify(self.fd, mask)
+        self.watched = mask
+
+    def _leave(self) -> None:
+        self.pump.due.pop(self, None)
+        if self.watched:
+            del self.pump.watchers[self.fd]
+            self.pump.epoll.unregister(self.fd)
+            self.watched = 0
+
+    def expire(self) -> None:
+        """Give up: the peer is silent."""
+        self._refuse(f"no certificate within {SHAKE_S:g} s")
+
+    def _refuse(self, why: str) -> None:
+        self._leave()
+        self.pump.note_refusal(self.peer, why, news=self.sock.heard)  # a knock is none
+        if why == TLS_REASONS["HTTP_REQUEST"]:
+            plain = socket.socket(fileno=self.sock.detach())
+            say_and_close(plain, NOT_IN_THE_CLEAR)
+        self.sock.close()
+        self.settled(None)
+
+    def abort(self) -> None:
+        """Close without a word."""
+        self._leave()
+        self.sock.close()
+        self.settled(None)
 
 
 class HeadReader(Watcher):
@@ -5734,6 +6133,7 @@ class Pump:
         self._buried: list[socket.socket] = []
         self._pipes: list[Pipe] = []
         self._tick_at = 0.0
+        self._refused: Recent[bool] = Recent(1000)  # "IP: why" of those that were logged
         self.turns = 0
         # From here on: for the objects of this section, in the pump's thread alone.
         self.epoll = select.epoll()
@@ -5795,13 +6195,42 @@ class Pump:
         reader = HeadReader(self, sock, peer, on_head)
         self._begin((sock,), reader.start, reader.abort)
 
+    def shake(
+        self, sock: socket.socket, peer: Address, context: ssl.SSLContext, settled: OnShaken
+    ) -> None:
+        """Agree on TLS with an accepted socket, then call settled(its TlsSocket), in the pump.
+
+        Who has not shown what the context asks for after SHAKE_S is refused: settled(None).
+        """
+        sock.setblocking(False)
+        shaking = Handshake(self, TlsSocket(sock, context), peer, settled)
+        self._call(lambda: run_guarded(shaking.start if self._running else shaking.abort))
+
+    def bridge(self, sock: socket.socket) -> socket.socket:
+        """Return what any thread may use as a plain socket in place of one that may speak TLS.
+
+        Raises OSError.
+        """
+        if not isinstance(sock, TlsSocket):
+            return sock
+        mine, near = tcp_pair()
+        self.join(near, sock)
+        return mine
+
+    def note_refusal(self, peer: Address, why: str, *, news: bool = True) -> None:
+        """Log that a peer was refused: as news once for each address and reason."""
+        words = f"refused {peer[0]}: {why}"
+        known = self._refused.get(words)
+        self._refused.put(words, True)
+        log.log(logging.WARNING if news and not known else logging.DEBUG, "%s", words)
+
     def join(
         self, near: socket.socket, far: socket.socket, *, early_to_far: bytes = b"",
         early_to_near: bytes = b"", counters: LinkCounters | None = None,
     ) -> None:  # fmt: skip
         """Connect two connected sockets, whose objects are empty (detached) when this returns.
 
-        early_to_far: what was read from near already; early_to_near: from far. Not for TLS.
+        early_to_far: what was read from near already; early_to_near: from far.
         """
         near, far = adopt(near), adopt(far)
         connection = Connection(self, near, far, counters or LinkCounters())
@@ -8071,8 +8500,8 @@ class Lobby:
             self._call_up(guest)
             self.leave(guest)
 
-    def enter(self, sock: socket.socket, ip: str, serve: Callable[[Guest], None]) -> None:
-        """Let a client wait for its first request. Thread: accept-IP."""
+    def enter(self, sock: socket.socket, ip: str, serve: Callable[[Guest], None]) -> bool:
+        """Let a client wait for its first request; return whether it may. Thread: accept-IP."""
         guest, limits = Guest(sock, ip, serve), self.limits
         with self._lock:
             self._total += 1
@@ -8086,8 +8515,9 @@ class Lobby:
         if total > limits.connections + REFUSED_MOST:
             set_linger_0(sock)
             self.leave(guest)
-        else:
-            self.wait(guest, limits.head_s)
+            return False
+        self.wait(guest, limits.head_s)
+        return True
 
     def wait(self, guest: Guest, wait_s: float) -> None:
         """Have the guest served when it has asked. Thread: its own."""
@@ -8419,7 +8849,34 @@ class ApiServer(socketserver.TCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         tune_socket(request)
-        self.lobby.enter(request, client_address[0], self.serve)
+        own = identity()
+        if own is None:
+            self.lobby.enter(request, client_address[0], self.serve)
+        else:
+            try:
+                self._shake(request, client_address, own.server_context(guests=True))
+            except OSError as e:
+                log.debug("refused %s: %s", client_address, e)
+                reset(request)
+
+    def _shake(self, sock: socket.socket, peer: Address, context: ssl.SSLContext) -> None:
+        """Let a client wait in the lobby, behind the TLS that the pump speaks with it.
+
+        Raises OSError.
+        """
+        mine, far = tcp_pair()
+
+        def settled(near: TlsSocket | None) -> None:
+            if near is None:
+                reset(far)  # so that the guest leaves
+            else:
+                self.pump.join(near, far)
+
+        if self.lobby.enter(mine, str(peer[0]), self.serve):
+            self.pump.shake(sock, peer, context, settled)
+        else:
+            reset(sock)
+            far.close()
 
     def serve(self, guest: Guest) -> None:
         """Answer a guest for as long as it asks one request after the other. Thread: api-N."""
@@ -9872,9 +10329,11 @@ def own_facts(view: View, settings: Settings, role: str) -> dict[str, Any]:
     }
 
 
-def ask_facts(address: HostPort, path: str, timeout_s: float = 3 * DIAL_S) -> dict[str, Any]:
+def ask_facts(
+    address: HostPort, path: str, timeout_s: float = 3 * DIAL_S, name: str = ""
+) -> dict[str, Any]:
     """Return a member's facts, with how far its clock is ahead of ours. Raises as http_json()."""
-    facts = http_json(address, "GET", path, timeout_s)
+    facts = http_json(address, "GET", path, timeout_s, name=name)
     if not isinstance(facts, dict) or "clock_s" not in facts:
         raise OSError(f"{address} is no member of an arpanet of this version")
     return {**facts, "skew_s": facts["clock_s"] - utc_now().timestamp()}
@@ -9882,7 +10341,10 @@ def ask_facts(address: HostPort, path: str, timeout_s: float = 3 * DIAL_S) -> di
 
 def ask_host_facts(view: View) -> dict[str, Facts]:
     """Return the facts of each living host, or why it does not answer."""
-    asked = {h.name: functools.partial(ask_facts, h.agent, "/doctor") for h in view.living_hosts()}
+    asked = {
+        h.name: functools.partial(ask_facts, h.agent, "/doctor", name=h.name)
+        for h in view.living_hosts()
+    }
     return {name: facts_or_error(answer) for name, answer in gather(asked).items()}
 
 
@@ -10448,16 +10910,18 @@ class LinkKeeper:
         else:
             self._unknown.put(Waiting(sock, peer[0], address))
 
-    def _forward(self, sock: socket.socket, address: HostPort, target: str) -> None:
-        route = self.router.find(target, address.port)
+    def _forward(self, sock: socket.socket, address: HostPort, name: str) -> None:
+        route = self.router.find(name, address.port)
         if route is None:
-            log.info("the link to %s leads nowhere at the moment", target)
+            log.info("the link to %s leads nowhere at the moment", name)
             reset(sock)
             return
-        preamble = f"CONNECT {route.target} HTTP/1.1\r\n\r\n".encode() if route.target else b""
+        target = Target(route.address)
+        if route.target:
+            preamble = f"CONNECT {route.target} HTTP/1.1\r\n\r\n".encode()
+            target = Target(route.address, preamble, route.host)
         listener = self._listeners.get(address)
-        counters = listener.counters if listener else None
-        self._pump.dial(sock, Target(route.address, preamble), counters=counters)
+        self._pump.dial(sock, target, counters=listener.counters if listener else None)
 
     def _ask(self) -> None:
         while not self._node.stop.is_set():
@@ -10667,7 +11131,25 @@ class Agent:
         self._slave.pump.listen(LinkListener(address, self._accepted, speaks_first=True))
 
     def _accepted(self, sock: socket.socket, peer: Any, _listener: LinkListener) -> None:
-        self._slave.pump.read_head(sock, peer, self._on_head)
+        own = identity()
+        if own is None:
+            self._slave.pump.read_head(sock, peer, self._on_head)
+        else:
+            admit = functools.partial(self._admit, peer)
+            self._slave.pump.shake(sock, peer, own.server_context(), admit)
+
+    def _admit(self, peer: Any, sock: TlsSocket | None) -> None:
+        """Listen to a machine whose certificate is for the address it calls from. Thread: pump."""
+        pump = self._slave.pump
+        if sock is None:
+            return
+        shown = sock.read_peer()
+        if shown.machine and peer[0] in shown.ips:
+            pump.read_head(sock, peer, self._on_head)
+            return
+        why = f"its certificate ({shown.common_name}) is not that of a machine at {peer[0]}"
+        pump.note_refusal(peer, why)
+        say_and_close(sock, json_answer(Forbidden.status, {"message": why}))
 
     def _on_head(self, sock: socket.socket, peer: Any, head: bytes, rest: bytes) -> None:
         """Serve a request of a member. Thread: pump."""
@@ -10706,6 +11188,7 @@ class Agent:
             self._room.release()
         with contextlib.suppress(OSError), sock:  # who has gone misses nothing
             sock.sendall(json_answer(status, value))
+            sock.shutdown(socket.SHUT_WR)
         return None
 
     def _require_member(self, ip: str) -> None:
@@ -11181,8 +11664,8 @@ class Client:
         living = [ping.master for ping in pings if ping.rank < 2]
         found, _ = race_masters(living or masters, PING_S)
         first = found or masters[0]
-        others = [Target(master) for master in masters if master != first]
-        self.pump.dial(sock, Target(first), others=others, on_refusal=self._refuse)
+        others = [Target(master, member="") for master in masters if master != first]
+        self.pump.dial(sock, Target(first, member=""), others=others, on_refusal=self._refuse)
 
     def _refuse(self, sock: socket.socket, why: str) -> None:
         """Answer a client's request: one that is answered before it has asked misses the words."""
@@ -11292,7 +11775,8 @@ class Master:
         self._halt = threading.Event()  # set after stop, when the last requests are answered
         self.pump = Pump(self._halt)
         self.hangups = HangupWatch(self._halt)
-        self.lobby = Lobby(decide_limits(settings, raise_descriptors()), self._halt)
+        descriptors = raise_descriptors() // (2 if identity() else 1)
+        self.lobby = Lobby(decide_limits(settings, descriptors), self._halt)
         self._ending = contextlib.ExitStack()  # what was begun, the last of it on top
 
     def start(self) -> str:
@@ -11302,15 +11786,17 @@ class Master:
             require_free_port(address, settings.api_port)
         self._ending.callback(self.member.stop)
         self._enter()
-        self._say(
-            f"there is no TLS: whoever reaches port {settings.api_port} is root on all hosts, "
-            "so keep it on a private network"
-        )
+        if identity() is None:
+            self._say(
+                f"there is no TLS: whoever reaches port {settings.api_port} is root on all hosts, "
+                "so keep it on a private network"
+            )
         etcd = HostPort(settings.ip, settings.etcd_port)
         mesh = open_mesh(settings, (settings.ip,), self._halt, near=etcd)
         self.node = Node(settings, mesh, self._halt)
         self._ending.callback(self.node.mesh.close)
         self.node.report, self.node.on_lost = self.report, self.pump.cut
+        self.node.tunnels.bridge = self.pump.bridge
         self.node.facts = self.facts
         self.node.host_facts = lambda: ask_host_facts(self.node.view)
         self.node.follow()
@@ -12384,7 +12870,7 @@ def open_master(
     master, payload = find_master(settings), b"" if body is None else dump_json(body)
     headers = [("Connection", "close"), ("Content-Length", str(len(payload)))]
     try:
-        with contextlib.closing(dial(master)) as sock:
+        with contextlib.closing(dial_member(master)) as sock:
             sock.settimeout(timeout_s)
             send_request(sock, method, path, headers, payload)
             with contextlib.closing(read_response(sock, method)) as response:
@@ -12572,9 +13058,10 @@ def issue(options: argparse.Namespace) -> int:
 
 def run_docker(settings: Settings, arguments: Sequence[str]) -> int:
     """Become the docker client, at a master that answers. Raises Unavailable, Usage."""
-    master = find_master(settings)
+    master, own = find_master(settings), identity()
+    tls = own.docker_flags() if own else []
     try:
-        os.execvp("docker", ["docker", "-H", f"tcp://{master}", *arguments])
+        os.execvp("docker", ["docker", "-H", f"tcp://{master}", *tls, *arguments])
     except OSError as e:
         raise Usage(f"cannot run docker: {e.strerror}; try: apt-get install docker.io") from e
 

@@ -164,14 +164,14 @@ def test_without_its_target_a_link_has_no_listener() -> None:
 
 
 def test_the_route_of_a_link() -> None:
-    here, far = LinkRoute(HostPort("172.17.0.5", 80), ""), LinkRoute(agent_of("h2"), "db:80")
+    here, far = LinkRoute(HostPort("172.17.0.5", 80), ""), LinkRoute(agent_of("h2"), "db:80", "h2")
     assert find_route(view(WEB, DB), "h2", "db", 80) == here
     assert find_route(view(WEB, DB), "h1", "db", 80) == far
 
 
 def test_the_route_follows_the_target() -> None:
     moved = dataclasses.replace(DB, host="h3")
-    assert find_route(view(WEB, moved), "h1", "db", 80) == LinkRoute(agent_of("h3"), "db:80")
+    assert find_route(view(WEB, moved), "h1", "db", 80) == LinkRoute(agent_of("h3"), "db:80", "h3")
 
 
 def test_no_route_to_what_is_not_there() -> None:
@@ -202,6 +202,6 @@ def test_a_router_forgets_what_it_found_when_the_view_changes() -> None:
     assert first == find_route(node.view, "h1", "db", 80)
     assert router.find("db", 80) is first
     node.view = view(WEB, container("db", "h3"))
-    assert router.find("db", 80) == LinkRoute(agent_of("h3"), "db:80")
+    assert router.find("db", 80) == LinkRoute(agent_of("h3"), "db:80", "h3")
     node.view = view(WEB)
     assert router.find("db", 80) is None
