@@ -8,6 +8,8 @@ Floor plan (a section uses only the sections before it):
 Threads (name, what it owns, what ends it):
     main         signals, etcd, the order of starting and stopping; a signal
     watch        node.view; stop
+    rescue       the containers of hosts that stay down; stop
+    move         one container that is moved by hand; its end
     members      the list of masters that the mesh talks to; stop
     lease        renewal of this process's lease; stop
     pump         every link, tunnel and hijacked stream; stop
@@ -70,6 +72,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import urllib.parse
@@ -80,7 +83,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent import futures
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import ssl
@@ -528,6 +531,15 @@ SETTINGS = (
         "master",
     ),
     Setting(
+        "grace_s",
+        "ARPANET_GRACE_S",
+        "30",
+        parse_seconds,
+        "Seconds that a host is silent before ARPANET_RESCHEDULE makes its containers elsewhere",
+        "S",
+        "master",
+    ),
+    Setting(
         "label",
         "ARPANET_LABEL",
         "",
@@ -702,6 +714,7 @@ class Settings:
     auto_name: bool
     strategy: str
     overcommit: float
+    grace_s: float
     label: Mapping[str, str]
     lease_s: float
     max_connections: int
@@ -1786,6 +1799,7 @@ PREFIX = "/arpanet/"
 LABEL_LINKS = "arpanet.links"
 LABEL_VOLUMES = "arpanet.volumes"
 LABEL_PLACED = "arpanet.placed"
+LABEL_MADE = "arpanet.made-again"
 NEWEST_API = (1, 51)
 NAME_RULE = "[a-zA-Z0-9][a-zA-Z0-9_.-]"
 
@@ -1854,6 +1868,34 @@ class NameEntry(NamedTuple):
     id: str
     needs: Needs = NOTHING
     revision: int = 0  # at which it was claimed
+
+
+class Recipe(NamedTuple):
+    """What a container was made of that may be made again elsewhere (recipes/ID)."""
+
+    host: str
+    query: str
+    body: Mapping[str, Any]
+
+
+class Chore(NamedTuple):
+    """What the slave of a host does when a move is over, unless its last step changed this row.
+
+    chores/HOST/ID: with a container; chores/HOST/TOKEN: with all that this move has made there.
+    """
+
+    name: str
+    token: str  # of the move
+    verb: str  # "remove" or "start"
+    volumes: tuple[str, ...] = ()  # that go with the container
+
+
+class Cargo(NamedTuple):
+    """A volume that goes along with its container, and where it is mounted."""
+
+    name: str
+    path: str
+    labels: Mapping[str, str] = MappingProxyType({})
 
 
 class Link(NamedTuple):
@@ -1927,6 +1969,10 @@ class View:
     volumes: Mapping[str, VolumePin] = dataclasses.field(default_factory=dict)
     networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     images: Mapping[str, ImageEntry] = dataclasses.field(default_factory=dict)
+    recipes: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)  # by container id
+    # name: its next host; the id is the token of the move
+    moves: Mapping[str, NameEntry] = dataclasses.field(default_factory=dict)
+    chores: Mapping[str, Chore] = dataclasses.field(default_factory=dict)  # HOST/ID, HOST/TOKEN
     vips: Mapping[str, str] = dataclasses.field(default_factory=dict)  # container name: address
     addresses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # address: name
 
@@ -2034,7 +2080,9 @@ SHAPES: Mapping[str, Mapping[Any, Any]] = {  # of the JSON in each table, as far
         "calls": Maybe({str: [str]}),
         **NEEDS,
     },
-    "names": {"host": str, "id": str, **NEEDS},
+    **dict.fromkeys(("names", "moves"), {"host": str, "id": str, **NEEDS}),
+    "recipes": {"host": str, "query": str, "body": {}},
+    "chores": {"name": str, "token": str, "verb": str, "volumes": [str]},
     "volumes": {"host": str},
     "networks": {"create": {"Name": Maybe(str)}},
     "images": {"id": str, "token": str},
@@ -2073,8 +2121,17 @@ def master_of(name: str, value: dict[str, Any]) -> MasterInfo:
     return MasterInfo(name, parse_ip(value["ip"]), port, value["version"])
 
 
+def chore_of(name: str, value: dict[str, Any]) -> Chore:
+    """Return what a slave has to do. Raises ValueError: nothing is done by a name."""
+    if not re.fullmatch("([0-9a-f]{16}|[0-9a-f]{64})", split_key(name)[1]):
+        raise ValueError("neither a container's id nor a token")
+    if value["verb"] not in ("remove", "start"):
+        raise ValueError("no such verb")
+    return Chore(value["name"], value["token"], value["verb"], tuple(value["volumes"]))
+
+
 def split_key(name: str) -> tuple[str, str]:
-    """Return the host and the id in the key of a container."""
+    """Return the host and the id in the key of a container or a chore."""
     host, _, container_id = name.partition("/")
     return host, container_id
 
@@ -2085,7 +2142,12 @@ ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {
     "alive": lambda _, value: value.get("trouble") or "",
     "masters": master_of,
     "containers": lambda name, value: container_of(*split_key(name), value),
-    "names": lambda _, value: NameEntry(value["host"], value["id"], needs_of(value)),
+    **dict.fromkeys(
+        ("names", "moves"),
+        lambda _, value: NameEntry(value["host"], value["id"], needs_of(value)),
+    ),
+    "recipes": lambda _, value: Recipe(value["host"], value["query"], value["body"]),
+    "chores": chore_of,
     "volumes": lambda _, value: VolumePin(value["host"], "token" not in value),
     "networks": lambda _, value: dict(value["create"]),  # what each engine is asked to make
     "images": lambda _, value: ImageEntry(value["id"], value["token"]),
@@ -2114,7 +2176,7 @@ def row_of(table: str, name: str, text: bytes) -> Any:
     value = read_value(text)
     if not fits(value, SHAPES[table]):
         raise ValueError("a field is missing, or of another kind")
-    if (table == "containers") != ("/" in name) and table != "images":
+    if (table in ("containers", "chores")) != ("/" in name) and table != "images":
         raise ValueError("the key is of another kind")
     return ROWS[table](name, value)
 
@@ -2135,7 +2197,8 @@ def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
             continue
         try:
             row = row_of(table, name, change.value)
-            rows[index] = row._replace(revision=change.created) if table == "names" else row
+            claimed = table in ("names", "moves")
+            rows[index] = row._replace(revision=change.created) if claimed else row
         except ValueError as e:
             log.warning("left out %r, which cannot be read: %s", change.key, e)
             rows.pop(index, None)
@@ -2238,12 +2301,26 @@ def shown_name(view: View, container: Container) -> str:
 def deserves_name(view: View, container: Container, entry: NameEntry | None) -> bool:
     """Return whether a container has the right to its name, which is another's or nobody's yet.
 
-    On one host the engine has decided; of two hosts' containers the older keeps the name.
+    On one host the engine has decided; of two hosts' containers the older keeps the name. Never
+    one that was made again elsewhere, or is in the making there.
     """
     if entry is None or entry.host == container.host:
-        return entry is None or entry.id != container.id
-    other = view.containers.get(entry.id)
-    return other is not None and container.created < other.created
+        deserving = entry is None or entry.id != container.id
+    else:
+        other = view.containers.get(entry.id)
+        deserving = other is not None and container.created < other.created
+    return deserving and not is_doomed(view, container)
+
+
+def token_of(container: Container) -> str:
+    """Return the token of the move that made a container, "" for none."""
+    return str((container.summary.get("Labels") or {}).get(LABEL_MADE) or "")
+
+
+def is_doomed(view: View, container: Container) -> bool:
+    """Return whether a container is to be removed, now or if its move comes to nothing."""
+    keys = (f"{container.host}/{what}" for what in (container.id, token_of(container)))
+    return any(key in view.chores and view.chores[key].verb == "remove" for key in keys)
 
 
 def decide_names(view: View, host: str) -> list[Container]:
@@ -2260,7 +2337,7 @@ def list_conflicts(view: View, host: str = "") -> list[str]:
     found = []
     for container_id, holder in view.nicknamed.items():
         c = view.containers[container_id]
-        if host in ("", c.host):
+        if host in ("", c.host) and not is_doomed(view, c):
             shown = shown_name(view, c)
             found.append(
                 f"{c.name} on {c.host} is shown as {shown}: {holder.full_name} is older and keeps "
@@ -2661,7 +2738,8 @@ class CreateWish(NamedTuple):
     networks: tuple[str, ...]
     constraints: tuple[Rule, ...] = ()
     affinities: tuple[Rule, ...] = ()
-    labels: Mapping[str, str] = MappingProxyType({})  # record both
+    labels: Mapping[str, str] = MappingProxyType({})  # record them, and the next
+    reschedule: bool = False  # when its host is down
 
 
 def check_new_name(name: str) -> str:
@@ -2674,11 +2752,17 @@ def check_new_name(name: str) -> str:
     return name
 
 
-LISTS = {"constraint": "com.docker.swarm.constraints", "affinity": "com.docker.swarm.affinities"}
-WISHES = "host|(?:constraint|affinity)[0-9]*"
+LISTS = {
+    "constraint": "com.docker.swarm.constraints",
+    "affinity": "com.docker.swarm.affinities",
+    "reschedule": "com.docker.swarm.reschedule-policies",
+}
+WISHES = "host|reschedule|(?:constraint|affinity)[0-9]*"
+RESCHEDULE = {"on-host-failure": True, "on-node-failure": True, "off": False}
 VARIABLES = (
     "ARPANET_LINK1=NAME:ALIAS, ARPANET_VOLUME1=/PATH, ARPANET_CONSTRAINT1=KEY==VALUE and "
-    "ARPANET_AFFINITY1=container==NAME (any number of each), and ARPANET_HOST=HOST"
+    "ARPANET_AFFINITY1=container==NAME (any number of each), ARPANET_HOST=HOST, and "
+    "ARPANET_RESCHEDULE=on-host-failure"
 )
 
 
@@ -2699,7 +2783,7 @@ def split_env(env: Iterable[str]) -> EnvWish:
     found: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
     for line in env:
         name, _, value = line.partition("=")
-        swarm = re.fullmatch("(constraint|affinity):(.*)", line)
+        swarm = re.fullmatch("(constraint|affinity|reschedule):(.*)", line)
         if swarm:
             found[swarm[1]].append((0, swarm[2]))
         if swarm or not name.startswith("ARPANET_"):
@@ -2724,13 +2808,14 @@ class Rules(NamedTuple):
     constraints: tuple[Rule, ...]
     affinities: tuple[Rule, ...]
     labels: Mapping[str, str]
+    reschedule: bool
 
 
 def read_rules(env: EnvWish, given: Mapping[str, Any], host: str) -> Rules:
     """Return the rules of environment, labels and NAME@HOST. Raises BadRequest."""
     labels = {k: str(v) for k, v in given.items() if re.fullmatch(rf"arpanet\.({WISHES})", k)}
     labels |= {**env.labels, **({"arpanet.host": host} if host else {})}
-    texts: dict[str, list[str]] = {"constraint": [], "affinity": []}
+    texts: dict[str, list[str]] = {kind: [] for kind in LISTS}
     for key in sorted(labels):
         if key == "arpanet.host":
             texts["constraint"].append(f"host=={labels[key]}")
@@ -2740,9 +2825,16 @@ def read_rules(env: EnvWish, given: Mapping[str, Any], host: str) -> Rules:
         rows = [*swarm_list(label, given.get(label) or "[]"), *env.lists.get(kind, ())]
         labels |= {label: json.dumps(rows)} if rows else {}
         texts[kind] += rows
-    rules = {kind: tuple(map(parse_rule, rows)) for kind, rows in texts.items()}
-    constraints = tuple(rule for rule in rules["constraint"] if rule.key != "health")
-    return Rules(constraints, rules["affinity"], labels)
+    wrong = [text for text in texts["reschedule"] if text not in RESCHEDULE]
+    if wrong:
+        raise BadRequest(f"a container is rescheduled on-host-failure, or off, not {wrong[0]!r}")
+    constraints, affinities = (
+        tuple(rule for rule in map(parse_rule, texts[kind]) if rule.key != "health")
+        for kind in ("constraint", "affinity")
+    )
+    return Rules(
+        constraints, affinities, labels, any(RESCHEDULE[text] for text in texts["reschedule"])
+    )
 
 
 def swarm_list(label: str, text: str) -> list[str]:
@@ -2763,6 +2855,11 @@ def link_wish(text: str) -> LinkWish:
     if not reference or not re.fullmatch(NAME_RULE + "*", alias):
         raise BadRequest(f"a link is NAME or NAME:ALIAS, not {text!r}")
     return LinkWish(reference, alias)
+
+
+def is_volume_name(name: str) -> bool:
+    """Return whether a volume was given a name: that of an anonymous one is 64 digits."""
+    return not re.fullmatch("[0-9a-f]{64}", name)
 
 
 def volume_name(container: str, path: str) -> str:
@@ -2937,6 +3034,9 @@ def takers_of(
     there = {c.name for c in view.containers.values()}
     soon = {**making, **view.names}
     claims = [e for name, e in soon.items() if name not in there]
+    if view.moves:
+        made = {token_of(c) for c in view.containers.values()}
+        claims += [e for e in view.moves.values() if e.id not in made]
     return [
         *view.containers.values(),
         *(e for e in claims if until is None or e.revision <= until),
@@ -3213,9 +3313,118 @@ def has_room(view: View, wish: CreateWish, host: str, claimed: int, policy: Poli
     All that were claimed before it count, whoever makes them, and none that came after: so of
     two masters that take the last room at once, the first keeps it, and the other sees it.
     """
-    view = dataclasses.replace(view, names={n: e for n, e in view.names.items() if n != wish.name})
+    names, moves = (
+        {name: entry for name, entry in table.items() if name != wish.name}
+        for table in (view.names, view.moves)
+    )
+    view = dataclasses.replace(view, names=names, moves=moves)
     choice = Choice(view, wish, {}, policy, load_of(takers_of(view, {}, claimed)), {})
     return check_ports(choice, view.hosts[host]) or check_room(choice, view.hosts[host])
+
+
+# ---- containers that are made again elsewhere
+
+
+def decide_rescues(view: View, host: str) -> list[Container]:
+    """Return the containers of a dead host that are to be made elsewhere."""
+    return [
+        c
+        for c in view.containers.values()
+        if c.host == host
+        and c.id in view.recipes
+        and c.name not in view.moves
+        and holds_name(view, c)
+    ]
+
+
+def holds_name(view: View, container: Container) -> bool:
+    """Return whether a container is the one that its name means."""
+    entry = view.names.get(container.name)
+    return entry is not None and (entry.host, entry.id) == (container.host, container.id)
+
+
+def decide_chores(view: View, host: str) -> dict[str, Chore]:
+    """Return what a host has to do now, by container id or token: of moves that are over."""
+    rows = {split_key(key): chore for key, chore in view.chores.items()}
+    return {
+        what: chore
+        for (on, what), chore in rows.items()
+        if on == host and view.moves.get(chore.name, NameEntry("", "")).id != chore.token
+    }
+
+
+def has_run(view: View, container: Container) -> bool:
+    """Return whether a container runs, or would but for a move that came to nothing."""
+    chore = view.chores.get(f"{container.host}/{container.id}")
+    return container.running or (chore is not None and chore.verb == "start")
+
+
+def decide_cargo(container: Container, details: Mapping[str, Any], allowed: bool) -> list[Cargo]:
+    """Return the volumes that go along. Raises Conflict when something cannot go.
+
+    allowed: whether volumes may; details: of the engine.
+    """
+    name, host, cargo = container.name, container.host, []
+    if details["HostConfig"].get("AutoRemove"):
+        raise Conflict(f"{name} was run with --rm, and would be gone when it is stopped")
+    for mount in details.get("Mounts") or ():
+        path = mount["Destination"]
+        if mount.get("Type") == "volume" and not allowed:
+            raise Conflict(
+                f"{name} has a volume at {path}, whose data stays on {host}, and {name} with it; "
+                f"to copy it try: arpanet move --with-volumes {name}"
+            )
+        if mount.get("Type") == "volume":
+            if mount.get("Driver", "local") != "local" or not mount.get("RW", True):
+                raise Conflict(
+                    f"{name} cannot write to its volume at {path}, or the volume is none of the "
+                    "driver local: such a one cannot be copied"
+                )
+            cargo.append(Cargo(mount["Name"], path))
+        elif mount.get("Type") != "tmpfs":
+            raise Conflict(
+                f"{name} has {mount.get('Source')} of {host} at {path}, which does not go along: "
+                "only volumes can be moved"
+            )
+    return sorted(cargo, key=operator.attrgetter("path"))
+
+
+STANDARD_NETWORKS = ("bridge", "host", "none")
+
+
+def body_again(details: Mapping[str, Any], cargo: Sequence[Cargo] = ()) -> dict[str, Any]:
+    """Return the body that makes a container like the one an engine describes.
+
+    Its links are in it as the host entries, variables and label that came of them. What its image
+    has where a volume is mounted is not to be mixed with the data that comes.
+    """
+    config, short = details["Config"], details["Id"][:12]
+    found = (details.get("NetworkSettings") or {}).get("Networks") or {}
+    networks = {
+        name: {"Aliases": [alias for alias in endpoint.get("Aliases") or () if alias != short]}
+        for name, endpoint in found.items()
+        if name not in STANDARD_NETWORKS
+    }
+    body = {k: v for k, v in config.items() if k != "MacAddress" and v != short}
+    labels = {k: v for k, v in (config.get("Labels") or {}).items() if k != LABEL_PLACED}
+    network = {"EndpointsConfig": networks}
+    host_config = dict(details["HostConfig"])
+    if cargo:
+        mounts = [m for m in host_config.get("Mounts") or () if m.get("Type") != "volume"]
+        binds = [f"{volume.name}:{volume.path}:nocopy" for volume in cargo]
+        host_config.update(Binds=binds, Mounts=mounts, VolumesFrom=None)
+    return {**body, "Labels": labels, "HostConfig": host_config, "NetworkingConfig": network}
+
+
+def decide_move(container: Container, body: Mapping[str, Any], host: str) -> CreateWish:
+    """Return what a container that is moved asks for: a host, if one is named, or any other."""
+    wish = read_create(container.name, body)
+    if not host:
+        other = Rule("host", True, False, container.host)
+        return wish._replace(constraints=(*wish.constraints, other))
+    kept = tuple(r for r in wish.constraints if r.key not in ("host", "node"))
+    labels = {**wish.labels, **({"arpanet.host": host} if "arpanet.host" in wish.labels else {})}
+    return wish._replace(constraints=(*kept, Rule("host", False, False, host)), labels=labels)
 
 
 # ---- links
@@ -7283,10 +7492,9 @@ def make_somewhere(
         placed, claim = place_create(call, view, wish, undo)
         host = placed.host
         try:
-            resolvers = name_resolvers(call.node, view, wish, host)
-            reason = f"{host}: {placed.reason}" if placed.asked else ""
-            made = create_on(call, host, wish, create_body(body, wish, links, resolvers, reason))
-            keep_created(call, claim, wish, host, made["Id"])
+            made = make_on(call, view, wish, body, placed, links)
+            recipe = Recipe(host, call.query_text, body) if wish.reschedule else None
+            keep_created(call, claim, wish, host, made["Id"], recipe)
         except Unsure:
             undo.close()
             reserve_name(call.node, wish.name, host)
@@ -7295,6 +7503,20 @@ def make_somewhere(
     publish(call.node, view.hosts[host], made["Id"])
     made["Warnings"] = (made.get("Warnings") or []) + link_warnings(links)
     return json_reply(made, 201)
+
+
+def make_on(
+    call: Call,
+    view: View,
+    wish: CreateWish,
+    body: Mapping[str, Any],
+    placed: Placement,
+    links: Sequence[LinkTarget],
+) -> dict[str, Any]:
+    """Return what the engine at a container's place has made. Raises as create_on() does."""
+    resolvers = name_resolvers(call.node, view, wish, placed.host)
+    reason = f"{placed.host}: {placed.reason}" if placed.asked else ""
+    return create_on(call, placed.host, wish, create_body(body, wish, links, resolvers, reason))
 
 
 def reserve_name(node: Node, name: str, host: str) -> None:
@@ -7335,6 +7557,9 @@ def explain_place(call: Call) -> Reply:
     return json_reply({"host": placed.host, "reason": placed.reason, "hosts": others})
 
 
+TakeName = Callable[[Call, str, str, Needs], Claim]
+
+
 class Placed(NamedTuple):
     """A container's place, and the claim on its name that keeps it."""
 
@@ -7342,7 +7567,13 @@ class Placed(NamedTuple):
     claim: Claim
 
 
-def place_create(call: Call, view: View, wish: CreateWish, undo: contextlib.ExitStack) -> Placed:
+def place_create(
+    call: Call,
+    view: View,
+    wish: CreateWish,
+    undo: contextlib.ExitStack,
+    take: TakeName = claim_name,
+) -> Placed:
     """Return the place of a container, which has its name and its new volumes claimed.
 
     undo: gets what lets them go. Raises NoRoom, BadRequest, Conflict.
@@ -7353,7 +7584,7 @@ def place_create(call: Call, view: View, wish: CreateWish, undo: contextlib.Exit
         placed = node.making.place(view, wish, pins, images, node.policy)
         with contextlib.ExitStack() as attempt:
             if claim_volumes(node, view, wish, placed.host, attempt):
-                claim = claim_name(call, wish.name, placed.host, wish.needs)
+                claim = take(call, wish.name, placed.host, wish.needs)
                 attempt.callback(let_go, node, claim)
                 if not any(wish.needs) or not has_room(
                     node.wait_view(claim.revision), wish, placed.host, claim.revision, node.policy
@@ -7537,10 +7768,14 @@ def counted(blocks: Iterable[bytes], note: Callable[[int], object]) -> Iterator[
         yield block
 
 
-def keep_created(call: Call, claim: Claim, wish: CreateWish, host: str, container_id: str) -> None:
+def keep_created(
+    call: Call, claim: Claim, wish: CreateWish, host: str, container_id: str, recipe: Recipe | None
+) -> None:
     """Give a new container its name and volumes for good; undo the create when that fails."""
     node = call.node
     try:
+        if recipe:
+            node.mesh.write(key_of("recipes", container_id), dump_json(recipe._asdict()))
         for volume in wish.volumes:
             if not node.view.volumes.get(volume, VolumePin(host, settled=False)).settled:
                 node.mesh.write(key_of("volumes", volume), dump_json({"host": host}))
@@ -7555,6 +7790,319 @@ def keep_created(call: Call, claim: Claim, wish: CreateWish, host: str, containe
                 "that the name went free; try again"
             ) from e
         raise
+
+
+# ---- moving: a container is made again on another host, under its name
+
+
+class Mover:
+    """One move of a container, by the master that holds the claim moves/NAME.
+
+    Chores say from the start what the slaves do when it comes to nothing, whoever dies: remove
+    what bears its token, start the old container again. One transaction, which holds only while
+    the claim does, switches the name and the volumes, and makes the old one what is removed.
+    note: is told how far it is; None for a move off a host that is down, as long as it is.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        old: Container,
+        recipe: Recipe,
+        wish: CreateWish,
+        cargo: Sequence[Cargo] = (),
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self._node, self._old, self._cargo = node, old, cargo
+        self._note, self._alive = note or log.debug, note is not None
+        self._wish = wish._replace(volumes=()) if cargo else wish  # they do not keep it there
+        self._token = secrets.token_hex(8)
+        labels = {**(recipe.body.get("Labels") or {}), LABEL_MADE: self._token}
+        self._recipe = recipe._replace(body=dict(recipe.body, Labels=labels))
+        self._checks: list[Check] = []
+        self._chores: list[Put] = []
+
+    def run(self) -> str:
+        """Return the host that has it now. Raises NoRoom, Conflict and others."""
+        node, nothing = self._node, Headers(())
+        call = Call(
+            node, "POST", "", "", self._recipe.query, nothing, Body(None, nothing), lambda _: None
+        )
+        try:
+            with contextlib.ExitStack() as undo:
+                placed = self._begin(call, undo)
+                target = node.require_engine(node.view, placed.host)
+                made = self._make(call, placed, target)
+                self._fill(target, made)
+                publish(node, target.host, made)
+                self._switch(placed.host, made)
+                undo.pop_all()
+        finally:
+            node.making.done(self._old.name)
+        return placed.host
+
+    def _begin(self, call: Call, undo: contextlib.ExitStack) -> Placement:
+        """Return the next host, where nothing is yet but the chores, and the room is claimed."""
+        node, old, mesh = self._node, self._old, self._node.mesh
+        entry = mesh.read(key_of("names", old.name))
+        if entry is None or holder_of(entry.value) != NameEntry(old.host, old.id):
+            raise Conflict(f"{old.full_name} does not hold its name any more")
+        view = node.sync_view()
+        self._running = has_run(view, old)
+        placed, claim = place_create(call, view, self._wish, undo, self._claim)
+        self._checks = [
+            Check(entry.key, mod_revision=entry.mod_revision),
+            Check(claim.key, create_revision=claim.revision),
+        ]
+        if not self._alive:
+            self._checks.append(Check(key_of("alive", old.host), create_revision=0))
+        self._chores = [self._chore(placed.host, self._token, "remove")]
+        if self._alive and self._running:
+            self._chores.append(self._chore(old.host, old.id, "start"))
+        if not mesh.commit(self._checks, self._chores):
+            raise Conflict(f"{old.full_name} is back, or was changed at this moment")
+        undo.callback(self._give_up)
+        return placed
+
+    def _claim(self, call: Call, name: str, host: str, needs: Needs) -> Claim:
+        value = dump_json({"host": host, "id": self._token, **needs._asdict()})
+        claim = call.node.mesh.claim(key_of("moves", name), value, lease=call.node.lease_id())
+        if claim is None:
+            raise Conflict(f"{name} is being moved already")
+        return claim
+
+    def _chore(self, host: str, what: str, verb: str, volumes: Sequence[str] = ()) -> Put:
+        chore = Chore(self._old.name, self._token, verb, tuple(volumes))
+        return Put(key_of("chores", host, what), dump_json(chore._asdict()))
+
+    def _give_up(self) -> None:
+        """Write the chores again: a slave that took us for dead may have done them too early."""
+        with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
+            self._node.mesh.commit(self._checks[:1], self._chores)
+
+    def _make(self, call: Call, placed: Placement, target: Engine) -> str:
+        """Return the id of what the next host's engine has made, with volumes of its own."""
+        node, wish, body = self._node, self._wish, self._recipe.body
+        self._note(f"making {wish.name} on {placed.host}")
+        view = node.view
+        links = describe_links(call, view, wish, require_link_targets(view, wish))
+        for volume in self._cargo:
+            labels = {**volume.labels, LABEL_MADE: self._token}
+            asked = {"Name": volume.name, "Labels": labels}
+            if target.fetch("POST", "/volumes/create", asked).get("Labels") != labels:
+                raise Conflict(f"{placed.host} has a volume {volume.name} already")
+        mode = (body.get("HostConfig") or {}).get("NetworkMode")
+        networks = dict((body.get("NetworkingConfig") or {}).get("EndpointsConfig") or {})
+        first = {name: networks.pop(name) for name in [*networks] if name == mode}
+        body = dict(body, NetworkingConfig={"EndpointsConfig": first})  # engines of old take one
+        make = functools.partial(make_on, call, view, wish, body, placed, links)
+        try:
+            made: str = make()["Id"]
+        except EngineError as e:
+            if e.status != 404:
+                raise
+            image = urllib.parse.quote(with_tag(wish.image), safe="")
+            target.send("POST", f"/images/create?fromImage={image}").read()
+            made = make()["Id"]
+        for name, endpoint in networks.items():
+            order = {"Container": made, "EndpointConfig": endpoint}
+            target.fetch("POST", f"/networks/{urllib.parse.quote(name, safe='')}/connect", order)
+        return made
+
+    def _fill(self, target: Engine, made: str) -> None:
+        """Stop the old container, copy its volumes, and start the new one if the old one ran."""
+        old, node = self._old, self._node
+        if self._alive:
+            source = node.require_engine(node.view, old.host)
+            if self._running:
+                self._note(f"stopping {old.full_name}")
+                source.send("POST", f"/containers/{old.id}/stop").read_json()
+            for volume in self._cargo:
+                copy_volume(source, old.id, target, made, volume, self._note)
+            if source.fetch("GET", f"/containers/{old.id}/json")["State"]["Running"]:
+                raise Conflict(f"{old.full_name} was started while it was moved")
+        if self._running:
+            self._note(f"starting {old.name} on {target.host.name}")
+            target.send("POST", f"/containers/{made}/start").read_json()
+
+    def _switch(self, host: str, made: str) -> None:
+        """Give the new container the name and the volumes. Raises Conflict."""
+        node, old, wish = self._node, self._old, self._wish
+        name = dump_json({"host": host, "id": made, **wish.needs._asdict()})
+        puts = [
+            Put(key_of("names", old.name), name),
+            self._chore(old.host, old.id, "remove", [volume.name for volume in self._cargo]),
+        ]
+        named = [volume.name for volume in self._cargo if is_volume_name(volume.name)]
+        puts += [Put(key_of("volumes", volume), dump_json({"host": host})) for volume in named]
+        if wish.reschedule:
+            recipe = self._recipe._replace(host=host)
+            puts.append(Put(key_of("recipes", made), dump_json(recipe._asdict())))
+        gone = [
+            key_of("moves", old.name),
+            key_of("chores", host, self._token),
+            key_of("containers", old.host, old.id),
+            key_of("recipes", old.id),
+        ]
+        revision = node.mesh.commit(self._checks, puts, gone)
+        if not revision:
+            raise Conflict(f"{old.full_name} is back, or was changed while it was made again")
+        node.wait_view(revision)
+
+
+def copy_volume(
+    source: Engine, old: str, target: Engine, new: str, volume: Cargo, note: Callable[[str], None]
+) -> None:
+    """Stream a volume from one container's to another's; neither runs. Raises EngineDown.
+
+    What was sent must be what is read again from where it went.
+    """
+    path = f"/containers/{{}}/archive?{urllib.parse.urlencode({'path': f'{volume.path}/.'})}"
+
+    def say(what: str, size_bytes: int) -> None:
+        note(f"volume {volume.name}: {mib(size_bytes)} {what}")
+
+    def put(blocks: Iterable[bytes]) -> None:
+        headers = [("Content-Type", "application/x-tar")]
+        target.send("PUT", path.format(new), headers, blocks).read_json()
+
+    def skip(blocks: Iterable[bytes]) -> None:
+        collections.deque(blocks, maxlen=0)
+
+    sent = check_tar(source, path.format(old), functools.partial(say, "copied"), put)
+    put([sent.root])
+    come = check_tar(target, path.format(new), functools.partial(say, "checked"), skip)
+    if come.sum != sent.sum:
+        raise EngineError(500, f"volume {volume.name} came to {target.host.name} with other data")
+    note(f"volume {volume.name}: checked, {come.sum}")
+
+
+def check_tar(
+    engine: Engine,
+    path: str,
+    note: Callable[[int], None],
+    take: Callable[[Iterable[bytes]], None],
+) -> TarSum:
+    """Have a tar of an engine taken as it comes; return what is in it."""
+    near, far = socket.socketpair()
+    reply = engine.send("GET", path)
+
+    def passed() -> Iterator[bytes]:
+        for block in counted(reply.blocks(), note):
+            far.sendall(block)
+            yield block
+
+    def hand_on() -> None:
+        with far:
+            take(passed())
+
+    with near, contextlib.closing(reply):
+        if reply.status != 200:
+            reply.read_json()
+        with near.makefile("rb") as file:
+            results = gather({"put": hand_on, "sum": functools.partial(sum_tar, file)})
+    for result in results.values():
+        if isinstance(result, Exception):
+            raise result
+    return TarSum(*results["sum"])
+
+
+class TarSum(NamedTuple):
+    """The checksum of what is in a tar, and a tar of its root alone, by a name that is obeyed."""
+
+    sum: str
+    root: bytes  # of ".", engines leave owner, mode and time out. Source: Unpack() of moby
+
+
+def sum_tar(file: BinaryIO) -> TarSum:
+    """Return what is in a tar, whatever its order and its headers' form. Blocks."""
+    total, root = 0, b""
+    try:
+        with tarfile.open(fileobj=file, mode="r|") as tar:
+            for entry in tar:
+                fields = (entry.name, entry.type, entry.mode, entry.uid, entry.gid, entry.linkname)
+                digest = hashlib.sha256(repr((*fields, entry.size, int(entry.mtime))).encode())
+                content = (entry.isreg() and tar.extractfile(entry)) or io.BytesIO()
+                for block in iter(functools.partial(content.read, BLOCK_BYTES), b""):
+                    digest.update(block)
+                total += int.from_bytes(digest.digest(), "big")
+                if entry.name == ".":
+                    entry.name = "/"
+                    root = entry.tobuf() + bytes(1024)
+    except tarfile.TarError as e:
+        raise EngineDown(f"what the engine sent is no whole tar: {e}") from e
+    finally:
+        while file.read(BLOCK_BYTES):
+            pass  # whoever sends waits for it
+    return TarSum(f"sha256:{total % 2**256:064x}", root)
+
+
+def rescue(node: Node, container: Container) -> str:
+    """Make a container of a dead host again, under its name; return its new host.
+
+    Raises NoRoom, Conflict and others.
+    """
+    view = node.sync_view()
+    recipe = view.recipes.get(container.id)
+    if recipe is None or container.host in view.alive:
+        raise Conflict(f"{container.full_name} is back, or has been made again already")
+    typed = dict(urllib.parse.parse_qsl(recipe.query)).get("name", "")
+    wish = read_create(container.name + "".join(typed.partition("@")[1:]), recipe.body)
+    return Mover(node, container, recipe, wish).run()
+
+
+def move_container(call: Call) -> Reply:
+    """Move a container to another host; tell how far it is, line by line."""
+    container, host = call.container(change=True), call.text("host")
+    if host:
+        require_host(call.node.view, host)
+    if host == container.host:
+        raise BadRequest(f"{container.name} is on {host} already")
+    source = call.engine_of(container)
+    details = source.fetch("GET", f"/containers/{container.id}/json")
+    found = decide_cargo(container, details, call.flag("volumes"))
+    cargo = [check_volume(call.node.view, source, container, volume) for volume in found]
+    body = body_again(details, cargo)
+    wish = decide_move(container, body, host)
+    body["Labels"].update(wish.labels)
+    left = threading.Event()
+    call.on_hangup(left.set)
+    news: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def note(text: str) -> None:
+        if left.is_set():
+            raise Conflict(f"who moved {container.name} has gone")
+        news.put({"note": text})
+
+    def run() -> None:
+        try:
+            recipe = Recipe(container.host, "", body)
+            moved = Mover(call.node, container, recipe, wish, cargo, note).run()
+            news.put({"host": moved, "from": container.host})
+        except ArpanetError as e:
+            news.put({"error": str(e), "status": e.status})
+        finally:
+            news.put(None)
+
+    spawn("move", run)
+    lines = (dump_json(state) + b"\n" for state in iter(news.get, None))
+    return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines)
+
+
+def check_volume(view: View, source: Engine, container: Container, volume: Cargo) -> Cargo:
+    """Return the volume with its labels. Raises Conflict when it has options, or other users."""
+    name, host, pin = volume.name, container.host, view.volumes.get(volume.name)
+    if pin and pin.host != host:
+        raise Conflict(f"volume {name} of {host} shares its name with one on {pin.host}")
+    details = source.fetch("GET", f"/volumes/{name}")
+    if details.get("Options"):
+        raise Conflict(f"volume {name} was made with options, and cannot be copied")
+    query = urllib.parse.urlencode({"all": 1, "filters": json.dumps({"volume": [name]})})
+    users = [c for c in source.fetch("GET", f"/containers/json?{query}") if c["Id"] != container.id]
+    if users:
+        others = ", ".join(user["Names"][0].lstrip("/") for user in users if user["Names"])
+        raise Conflict(f"volume {name} is used by {others} too, and stays with it on {host}")
+    return volume._replace(labels=details.get("Labels") or {})
 
 
 def remove_link(call: Call) -> Reply:
@@ -7836,9 +8384,6 @@ def join_networks(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return one network of those that the hosts have by one name, with all their containers."""
     containers = [n.get("Containers") or {} for n in found]
     return dict(found[0], Containers={k: v for c in containers for k, v in c.items()})
-
-
-STANDARD_NETWORKS = ("bridge", "host", "none")
 
 
 def with_hosts(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -8145,6 +8690,7 @@ ROUTES = (
     Route("GET", "/arpanet/hosts/{host}", get_hosts, "answered"),
     Route("POST", "/arpanet/hosts/{host}", change_host, "answered"),
     Route("POST", "/arpanet/place", explain_place, "answered"),
+    Route("POST", "/arpanet/containers/{container}/move", move_container, "placed"),
     Route("POST", "/arpanet/images/{image+}/spread", spread_image, "on all"),
     Route("GET", "/containers/json", get_containers, "answered"),
     Route("POST", "/containers/create", create_container, "placed"),
@@ -10646,8 +11192,9 @@ class Publisher:
             log.warning("could not publish container %s: %s", container_id[:12], e)
 
     def _publish(self, container_id: str) -> int:
+        chore = self._node.view.chores.get(f"{self._host}/{container_id}")
         found = inspect_engine(self._engine, container_id)
-        if found is None:
+        if found is None or (chore and chore.verb == "remove"):  # another has taken its place
             return self._forget(container_id)
         record = dump_json(found)
         own = self._own.get(container_id)
@@ -10668,6 +11215,8 @@ class Publisher:
         names = {n for n, e in view.names.items() if e.id == container_id and e.host == self._host}
         for name in names | ({known.name} if known else set()):
             self._release_name(name, container_id)
+        if container_id in view.recipes:
+            self._node.mesh.delete(key_of("recipes", container_id))
         revision = self._node.mesh.delete(key_of("containers", self._host, container_id))
         self._own.pop(container_id, None)
         return revision or view.revision
@@ -10715,6 +11264,30 @@ def list_engine(engine: Any, **filters: Any) -> list[dict[str, Any]]:
     with engine_errors():
         listed: list[dict[str, Any]] = engine.containers(all=True, filters=filters)
         return listed
+
+
+def change_here(engine: Any, verb: str, what: str, volumes: bool = False) -> None:
+    """Start or remove a container, or remove a volume; what is not there any more is fine.
+
+    volumes: those that have no name go with it. Raises EngineDown.
+    """
+    import docker
+
+    actions = {
+        "start": engine.start,
+        "remove": functools.partial(engine.remove_container, force=True, v=volumes),
+        "remove_volume": engine.remove_volume,
+    }
+    with engine_errors():
+        try:
+            actions[verb](what)
+            log.info("did what a move had left to do here: %s %s", verb, what)
+        except docker.errors.NotFound:
+            pass
+        except docker.errors.APIError as e:
+            if verb == "remove":
+                raise
+            log.warning("could not %s %s, which a move left to do: %s", verb, what, e)
 
 
 @contextlib.contextmanager
@@ -11253,6 +11826,7 @@ class Slave:
         self.publisher.start()
         self._say("publishing the containers of this host")
         self._events = self._open_events()
+        self._do_chores()
         self.publisher.publish_all()
         self._adopt_volumes()
         Agent(self).start()
@@ -11264,11 +11838,12 @@ class Slave:
         return f"slave {where} is on the network; see: arpanet slave status"
 
     def step(self) -> None:
-        """Write again what could not be written, and what others have let go. Raises Renewed."""
+        """Do what moves left to do, write again what could not be written. Raises Renewed."""
         self.node.require_current()
         if self.trouble:
             return
         try:
+            self._do_chores()
             if self.publisher.behind.is_set():
                 self.publisher.behind.clear()
                 self.publisher.publish_all()
@@ -11404,6 +11979,28 @@ class Slave:
         self.node.wait_view(mesh.read_revision())
         return None
 
+    def _do_chores(self) -> None:
+        """Do what moves that are over have left to do here. Raises EngineDown, MeshDown."""
+        view, host, mesh = self.node.view, self.settings.hostname, self.node.mesh
+        held = {entry.id for entry in view.names.values() if entry.host == host}
+        for what, chore in decide_chores(view, host).items():
+            ids, volumes, is_half = [what], chore.volumes, len(what) == 16
+            if is_half:
+                marked = f"{LABEL_MADE}={what}"
+                ids = [c["Id"] for c in list_engine(self.engine, label=marked)]
+                with engine_errors():
+                    found = (self.engine.volumes(filters={"label": marked}) or {}).get("Volumes")
+                volumes = tuple(volume["Name"] for volume in found or ())
+            for container_id in ids:
+                if chore.verb == "start" or container_id not in held:
+                    change_here(self.engine, chore.verb, container_id, is_half)
+            for volume in volumes:
+                change_here(self.engine, "remove_volume", volume)
+            key = key_of("chores", host, what)
+            entry = mesh.read(key)
+            if entry and read_value(entry.value).get("token") == chore.token:  # not a later one
+                mesh.delete(key, value=entry.value)
+
     def _adopt_volumes(self) -> None:
         """Pin the named volumes that are here to this host: arpanet may not have made them."""
         with engine_errors():
@@ -11467,11 +12064,6 @@ class Slave:
                 self._volumes -= {actor["ID"]}
         elif action in PUBLISH_ON or action == "health_status":
             self.publisher.ask(actor["ID"])
-
-
-def is_volume_name(name: str) -> bool:
-    """Return whether a volume was given a name: that of an anonymous one is 64 digits."""
-    return not re.fullmatch("[0-9a-f]{64}", name)
 
 
 def machine_id(settings: Settings) -> str:
@@ -11765,6 +12357,24 @@ def report_hosts(view: View) -> list[dict[str, Any]]:
     ]
 
 
+RESCUES = 16  # at once
+
+
+def tell_rescues(results: Mapping[str, Any], told: Mapping[str, str]) -> dict[str, str]:
+    """Log what became of rescues, and a failure once; return the failures."""
+    for name, host in results.items():
+        if isinstance(host, str):
+            log.info("made %s again on %s: its host is down", name, host)
+    failed = {
+        name: str(e)
+        for name, e in results.items()
+        if isinstance(e, Exception) and not isinstance(e, Conflict)  # another master has it
+    }
+    for name in (name for name in failed if told.get(name) != failed[name]):
+        log.warning("cannot make %s again, whose host is down: %s", name, failed[name])
+    return failed
+
+
 class Master:
     """Keeps this machine's etcd, its lease, and the Docker API."""
 
@@ -11802,6 +12412,7 @@ class Master:
         self.node.follow()
         self.node.mesh.read_mark()
         self._register()
+        spawn("rescue", self._rescue, self._stop)
         self.pump.start()
         self._ending.callback(self.pump.stop)
         self._ending.callback(self._halt.set)
@@ -11869,6 +12480,22 @@ class Master:
 
     def close(self) -> None:
         self._ending.close()
+
+    def _rescue(self) -> None:
+        """Make the containers of hosts that stay down again elsewhere. Thread: rescue."""
+        since: dict[str, float] = {}
+        told: dict[str, str] = {}
+        silent_s = max(10.0, self.settings.lease_s)  # before a host counts as down
+        while not self._stop.wait(5 * STEP_S if told else STEP_S):  # what failed fails again soon
+            view, now = self.node.view, time.monotonic()
+            since = {name: since.get(name, now) for name in view.hosts.keys() - view.alive.keys()}
+            grace_s = max(0.0, self.settings.grace_s - silent_s)
+            due = [name for name, instant in since.items() if now - instant >= grace_s]
+            found = [c for name in due for c in decide_rescues(view, name)]
+            found.sort(key=lambda c: c.full_name in told)  # it may be their turn for ever
+            calls = {c.full_name: functools.partial(rescue, self.node, c) for c in found[:RESCUES]}
+            results = gather(calls)
+            told = tell_rescues(results, told)
 
     def report(self) -> dict[str, Any]:
         """Return what master status shows. Thread: api-N."""
@@ -12854,7 +13481,7 @@ def require_lost(settings: Settings, place: MemberPlace) -> None:
 def forget_host(mesh: Mesh, name: str, volumes: bool) -> None:
     """Delete what the mesh has of a host, its names and, if asked, its volumes."""
     mesh.delete_prefix(key_of("containers", name, ""))
-    for table in ("names", "volumes") if volumes else ("names",):
+    for table in ("names", "recipes", "volumes") if volumes else ("names", "recipes"):
         for entry in mesh.read_prefix(key_of(table, ""))[1]:
             if read_value(entry.value).get("host") == name:
                 mesh.delete(entry.key, value=entry.value)
@@ -13003,6 +13630,21 @@ def show_place(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def show_move(options: argparse.Namespace, settings: Settings) -> int:
+    """Move a container and print where it is now; return the exit code."""
+    name = urllib.parse.quote(options.name, safe="")
+    query = urllib.parse.urlencode({"host": options.host, "volumes": int(options.with_volumes)})
+    path = f"/arpanet/containers/{name}/move?{query}"
+    for state in stream_master(settings, path):
+        if "error" in state:
+            raise EngineError(state["status"], state["error"])
+        if "host" in state:
+            print_line(f"{options.name} is on {state['host']} now; it was on {state['from']}")
+            return 0
+        print_remark(state["note"])
+    raise MeshDown(f"the answer broke off; see: docker ps -a --filter name={options.name}")
+
+
 def show_spread(options: argparse.Namespace, settings: Settings) -> int:
     """Bring an image to hosts and print how far it is; return 1 when one did not get it."""
     query = urllib.parse.urlencode({"to": options.to} if options.to else {})
@@ -13110,6 +13752,13 @@ host; -e ARPANET_CONSTRAINT1=zone==b for a label (arpanet host label h2 zone=b),
 and, where it is only a wish, zone==~b; -e ARPANET_AFFINITY1=container==db for the neighbour db.
 arpanet place --dry-run shows where docker run would put a container, and why not elsewhere.
 arpanet host drain h2 keeps new ones away from h2, arpanet image spread brings images ahead.""",
+    "moving": """\
+arpanet move NAME [HOST] stops a container, makes it again on another host (on HOST, or where docker
+run would put it) and starts it there; links follow. --with-volumes copies its volumes, compares
+checksums, and removes them where they were. Cut off on the way, all is as it was before.
+docker run -e ARPANET_RESCHEDULE=on-host-failure has a container made again elsewhere when its host
+is silent for ARPANET_GRACE_S, unless a volume keeps it there. When that host is back, the old one
+is removed.""",
     "masters": """\
 A master is an etcd member and the Docker API at port 8791. The first is started with --peers boot,
 the others with --peers and the address of one that is there. All are equal, and any may stop: more
@@ -13198,7 +13847,7 @@ VERBS = {
     ("ca", "issue"): "Make or renew the certificate of a machine, or of a client",
     ("host", "ls"): "Show all hosts, and what of them is taken",
     ("host", "inspect"): "Show all that is known of a host",
-    ("host", "drain"): "Keep all new containers off a host",
+    ("host", "drain"): "Keep all new containers off a host; see: arpanet move",
     ("host", "cordon"): "Keep new containers off a host that do not name it",
     ("host", "undrain"): "Let a drained or cordoned host take containers again",
     ("host", "label"): "Give a host labels, or take them away",
@@ -13281,6 +13930,13 @@ def build_parser() -> argparse.ArgumentParser:
     docker = roles.add_parser("docker", help=words, description=words)
     explain = "Show where docker run would put a container, and why"
     add_run_flags(roles.add_parser("place", help=explain, description=explain))
+    words = "Move a container to another host, under its name"
+    move = roles.add_parser("move", help=words, description=words)
+    move.add_argument("name", metavar="NAME", help="A container")
+    move.add_argument("host", metavar="HOST", nargs="?", default="", help="Where to")
+    words = "Copy its volumes along, and remove them where they were"
+    move.add_argument("--with-volumes", action="store_true", help=words)
+    add_flags(move, "move", "")
     docker.add_argument("arguments", nargs=argparse.REMAINDER, help="What docker gets")
     add_helpers(roles)
     return parser
@@ -13353,6 +14009,7 @@ READS = {  # whose settings a command reads that is none of a role
     "host": "slave",
     "image": "client",
     "place": "client",
+    "move": "client",
 }
 A_HOST: Mapping[str, Any] = {"name": {"metavar": "HOST", "help": "Such as h2"}}
 FORGET: Mapping[str, Any] = {
@@ -13411,7 +14068,13 @@ def run_command(
     """Do what was typed; return the exit code."""
     if options.role == "doctor":
         return print_findings(run_doctor(settings), options.json, wants_colour(environment))
-    own = {"host": run_host, "place": show_place, "image": show_spread, "ca": run_ca}
+    own = {
+        "host": run_host,
+        "place": show_place,
+        "move": show_move,
+        "image": show_spread,
+        "ca": run_ca,
+    }
     if options.role == "docker":
         return run_docker(settings, options.arguments)
     if options.role in own:

@@ -21,7 +21,8 @@ import arpanet
 from arpanet import SETTINGS, BadRequest, LogLine, build_parser, main, open_log_file, parse_head
 
 VERBS = {
-    "Begin", "Give", "Keep", "Let", "Make", "Offer", "Put", "Run", "Save", "Show", "Start", "Stop",
+    "Begin", "Give", "Keep", "Let", "Make", "Move", "Offer", "Put", "Run", "Save", "Show", "Start",
+    "Stop",
     "Take",
 }  # fmt: skip
 
@@ -122,7 +123,7 @@ def test_there_are_the_subcommands_that_the_readme_tells() -> None:
         *(f"arpanet {role}" for role in ("master", "slave", "client")),
         *(f"arpanet {role} {verb}" for role in ("master", "slave", "client")
           for verb in ("start", "stop", "status")),
-        "arpanet slave leave", "arpanet host", "arpanet place", "arpanet image",
+        "arpanet slave leave", "arpanet host", "arpanet move", "arpanet place", "arpanet image",
         "arpanet image spread", "arpanet ca", "arpanet ca init", "arpanet ca issue",
         *(f"arpanet host {verb}"
           for verb in ("ls", "inspect", "drain", "cordon", "undrain", "label", "rm")),
@@ -331,7 +332,7 @@ def completion(shell: str) -> str:
 
 
 COMPLETIONS = [
-    ("", "master slave client host image ca docker place doctor help completion"),
+    ("", "master slave client host image ca docker place move doctor help completion"),
     ("ma", "master"),
     ("master st", "start stop status"),
     ("master start --pe", "--peers"),

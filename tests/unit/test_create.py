@@ -79,7 +79,7 @@ def test_a_variable_of_arpanet_that_means_nothing_is_refused(line: str) -> None:
 def test_who_types_a_variable_that_is_not_there_is_told_which_are() -> None:
     with pytest.raises(BadRequest) as caught:
         split_env(["ARPANET_ZONE=b"])
-    for name in ("LINK1", "VOLUME1", "HOST", "CONSTRAINT1", "AFFINITY1"):
+    for name in ("LINK1", "VOLUME1", "HOST", "CONSTRAINT1", "AFFINITY1", "RESCHEDULE"):
         assert f"ARPANET_{name}=" in str(caught.value)
 
 
@@ -140,11 +140,30 @@ def test_the_labels_that_record_a_wish_are_the_same_wish(
         ("web", {"Labels": {SWARM_C: "zone==b"}}),
         ("web", {"Labels": {SWARM_C: "[1]"}}),
         ("web", {"Labels": {SWARM_A: ["image==a"]}}),
+        ("web", {"Env": ["ARPANET_RESCHEDULE=always"]}),
     ],
 )
 def test_a_wish_for_a_host_that_is_none_is_refused(name: str, body: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
         read_create(name, body)
+
+
+RESCHEDULES: list[tuple[dict[str, Any], bool]] = [
+    ({}, False),
+    ({"Env": ["ARPANET_RESCHEDULE=on-host-failure"]}, True),
+    ({"Env": ["ARPANET_RESCHEDULE=off"]}, False),
+    ({"Env": ["reschedule:on-node-failure"]}, True),
+    ({"Labels": {"arpanet.reschedule": "on-host-failure"}}, True),
+    ({"Labels": {"com.docker.swarm.reschedule-policies": '["on-node-failure"]'}}, True),
+]
+
+
+@pytest.mark.parametrize(("body", "wanted"), RESCHEDULES)
+def test_a_wish_to_be_made_again_when_its_host_is_down(body: dict[str, Any], wanted: bool) -> None:
+    read = read_create("web", body)
+    assert read.reschedule is wanted
+    assert read.env == ()
+    assert read_create("web", {"Labels": dict(read.labels)}).reschedule is wanted
 
 
 NEEDS = [

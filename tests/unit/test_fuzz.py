@@ -241,7 +241,10 @@ def good_row(table: str) -> Any:
         "containers": {"summary": summary, "name": "web", "state": state, "expose": ["80/tcp"],
                        "bindings": ["80/tcp"], "created": "2020", "aliases": {"net": ["web"]},
                        "calls": {"net": ["db:x"]}, "memory_bytes": 1, "nano_cpus": 1},
-        "names": {"host": "h1", "id": "1" * 64, "memory_bytes": 1, "bindings": ["80/tcp"]},
+        **dict.fromkeys(("names", "moves"), {"host": "h1", "id": "1" * 64, "memory_bytes": 1,
+                                             "bindings": ["80/tcp"]}),
+        "recipes": {"host": "h1", "query": "", "body": {}},
+        "chores": {"name": "web", "token": "t", "verb": "remove", "volumes": ["data"]},
         "images": {"id": "sha256:1", "token": "t"}, "volumes": {"host": "h1"},
         "networks": {"create": {"Name": "net"}}, "vips": {"ip": "198.18.0.1"},
         "addresses": {"name": "web"},
@@ -283,12 +286,17 @@ def use(found: View) -> None:
     env = ["ARPANET_LINK1=web", "ARPANET_CONSTRAINT1=zone==a", "ARPANET_AFFINITY1=a==b"]
     with contextlib.suppress(ArpanetError):
         arpanet.place(found, read_create("new", {"Env": env}), {})
+    for name in found.hosts:
+        arpanet.decide_names(found, name)
+        assert len(arpanet.decide_chores(found, name)) <= len(found.chores)
+        assert len(arpanet.decide_rescues(found, name)) <= len(found.recipes)
     arpanet.mean_images(found, "x", {"h1": "sha256:1"})
 
 
 def test_what_is_written_right_is_taken() -> None:
     keys = {table: f"{arpanet.PREFIX}{table}/x" for table in arpanet.SHAPES}
     keys["containers"] += "/1"
+    keys["chores"] += "/" + "1" * 16
     keys["images"] = arpanet.key_of("images", "10.0.0.1:5000/team/web:1")
     changes = [Change(k, json.dumps(good_row(t)).encode()) for t, k in keys.items()]
     found = apply_changes(View(), 1, changes)
@@ -296,7 +304,9 @@ def test_what_is_written_right_is_taken() -> None:
     use(found)
 
 
-@given(st.lists(spoilt_rows(), max_size=4), st.sampled_from(["x/1", "x", "/", "", "x/1/2"]))
+@given(
+    st.lists(spoilt_rows(), max_size=4), st.sampled_from(["x/1", "x", "/", "", "h1/" + "1" * 16])
+)
 def test_rows_of_somebody_else(rows: list[tuple[str, Any]], name: str) -> None:
     changes = [
         Change(f"{arpanet.PREFIX}{table}/{name}", json.dumps(row).encode()) for table, row in rows

@@ -45,10 +45,15 @@ ROWS: dict[str, Any] = {
     "masters/h1": MASTER_ROW,
     "containers/h1/abc": CONTAINER_ROW,
     "names/web": {"host": "h1", "id": "abc"},
+    "moves/web": {"host": "h2", "id": "0123456789abcdef"},
+    "recipes/abc": {"host": "h1", "query": "name=web", "body": {"Image": "web"}},
+    "chores/h2/0123456789abcdef": {
+        "name": "web", "token": "0123456789abcdef", "verb": "remove", "volumes": [],
+    },
     "volumes/data": {"host": "h1"},
     "vips/web": {"ip": "198.18.0.1"},
     "addresses/198.18.0.1": {"name": "web"},
-}
+}  # fmt: skip
 
 
 def put(key: str, row: Any) -> Change:
@@ -70,6 +75,10 @@ def test_every_table_is_read() -> None:
     assert FULL.containers["abc"].full_name == "web@h1"
     assert FULL.containers["abc"].expose == ("80/tcp",)
     assert FULL.names["web"] == arpanet.NameEntry("h1", "abc")
+    assert FULL.moves["web"] == arpanet.NameEntry("h2", "0123456789abcdef")
+    assert FULL.recipes["abc"] == arpanet.Recipe("h1", "name=web", {"Image": "web"})
+    chore = arpanet.Chore("web", "0123456789abcdef", "remove")
+    assert FULL.chores == {"h2/0123456789abcdef": chore}
     assert FULL.volumes == {"data": VolumePin("h1", settled=True)}
     assert FULL.vips == {"web": "198.18.0.1"}
     assert FULL.addresses == {"198.18.0.1": "web"}
