@@ -1478,24 +1478,6 @@ def identity_stamp() -> tuple[Any, ...]:
     return own.stamp() if own else ()
 
 
-def dial_member(address: HostPort, timeout_s: float = 5.0, name: str = "") -> socket.socket:  # noqa: ARG001 (stub)
-    """Return a connected socket as dial(), by TLS if this process has a certificate.
-
-    Who answers has a certificate for the address. Raises OSError.
-    """
-    sock, own = dial(address, timeout_s), identity()
-    if own is None:
-        return sock
-    try:
-        sock.settimeout(timeout_s)
-        secure = own.client_context().wrap_socket(sock, server_hostname=address.host)
-    except BaseException:
-        sock.close()
-        raise
-    secure.settimeout(None)
-    return secure
-
-
 def find_tls_reason(error: OSError) -> str:
     """Return why TLS failed, in a few words, "" where it is not TLS that did."""
     import ssl
@@ -1504,11 +1486,14 @@ def find_tls_reason(error: OSError) -> str:
         return f"its certificate is not to be trusted: {error.verify_message}"
     if not isinstance(error, ssl.SSLError):
         return ""
-    if "ALERT" in (error.reason or ""):
-        return f"it refuses this machine's certificate ({error.reason.lower()})"
+    reason = error.reason or str(error)
+    if "ALERT" in reason:
+        return f"it refuses this machine's certificate ({reason.lower()})"
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "it has no certificate"
     if isinstance(error, ssl.SSLEOFError):
         return "it ended TLS without a word; it may refuse this machine's certificate"
-    return f"it does not speak TLS ({(error.reason or str(error)).lower()})"
+    return f"it does not speak TLS ({reason.lower()})"
 
 
 def make_identity(settings: Settings, role: str) -> Identity | None:
@@ -1558,7 +1543,7 @@ class TlsSocket(socket.socket):
             except self._hungry:
                 pass
             except self._fault as e:
-                raise ConnectionError(explain_tls(e)) from e
+                raise ConnectionError(find_tls_reason(e)) from e
             finally:
                 self.flush()  # also the alert that tells the other side why
             self._feed()
@@ -1655,7 +1640,7 @@ class TlsSocket(socket.socket):
             return 0
         except self._fault as e:
             if e.args[0] != TLS_ENDED:
-                raise ConnectionError(explain_tls(e)) from e
+                raise ConnectionError(find_tls_reason(e)) from e
         finally:
             self.flush()  # new keys are answered
         self._ended = not size
@@ -1674,24 +1659,6 @@ class TlsSocket(socket.socket):
 
 TLS_PART_BYTES = BLOCK_BYTES - 17 * 1024  # after the begin of a record, which has 16 KiB and a bit
 TLS_ENDED = 6  # SSL_ERROR_ZERO_RETURN
-TLS_REASONS = {
-    "WRONG_VERSION_NUMBER": "it does not speak TLS",
-    "UNEXPECTED_EOF_WHILE_READING": "it broke off",
-    "HTTP_REQUEST": "it speaks in the clear",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it has no certificate",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a certificate; see: arpanet help tls",
-    "TLSV1_ALERT_UNKNOWN_CA": "it does not trust who signed our certificate",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "our certificate has expired",
-}
-
-
-def explain_tls(error: ssl.SSLError) -> str:
-    """Return in words why TLS does not come about, or breaks off."""
-    if why := getattr(error, "verify_message", ""):
-        return f"its certificate is not taken: {why}"
-    reason = error.reason or ""
-    words = reason.replace("_", " ").lower()
-    return TLS_REASONS.get(reason) or (f"no TLS: {words}" if words else "it broke off")
 
 
 def dial_member(address: Address, timeout_s: float = 5.0, name: str = "") -> socket.socket:
@@ -6176,7 +6143,7 @@ class Handshake(Watcher):
         except BlockingIOError:
             self._watch(READABLE | (WRITABLE if self.sock.unsent else 0))
         except OSError as error:
-            self._refuse(str(error))
+            self._refuse(str(error), getattr(error.__cause__, "reason", ""))
         else:
             self._leave()
             self.settled(self.sock)
@@ -6200,10 +6167,10 @@ class Handshake(Watcher):
         """Give up: the peer is silent."""
         self._refuse(f"no certificate within {SHAKE_S:g} s")
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str, reason: str = "") -> None:
         self._leave()
         self.pump.note_refusal(self.peer, why, news=self.sock.heard)  # a knock is none
-        if why == TLS_REASONS["HTTP_REQUEST"]:
+        if reason == "HTTP_REQUEST":
             plain = socket.socket(fileno=self.sock.detach())
             say_and_close(plain, NOT_IN_THE_CLEAR)
         self.sock.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import random
 import resource
@@ -21,12 +20,12 @@ from pathlib import Path
 
 import pytest
 from conftest import until
-from cryptography import x509
-from test_certificates import sign, write
+from tls import FILES, Authority
 
 import arpanet as links
 from arpanet import (
     AGENT_OK,
+    CertificateFiles,
     Conflict,
     Identity,
     LinkListener,
@@ -100,6 +99,10 @@ def unix_pair() -> Pair:
     return mine, theirs
 
 
+def identity_at(directory: Path) -> Identity:
+    return Identity(CertificateFiles(*(str(directory / file) for file in FILES)))
+
+
 class Outside:
     """The TLS of clients and servers: a pump of their own, and the certificate of a machine."""
 
@@ -109,19 +112,15 @@ class Outside:
 
 @pytest.fixture(scope="module", autouse=True)
 def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Outside]]:
-    ca = sign("ours", None)
-    names = [x509.DNSName("h1"), x509.DNSName("arpanet")]
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    machine = sign("h1", ca, names=[*names, address])
-    Outside.own = Identity(write(tmp_path_factory.mktemp("tls"), ca, machine))
+    Outside.own = identity_at(Authority("ours").issue_machine(tmp_path_factory.mktemp("tls"), "h1"))
     Outside.pump.start()
     yield Outside
     Outside.pump.stop()
 
 
-def shaken(own: Identity) -> tuple[TlsSocket, TlsSocket]:
+def shaken(own: Identity, kind: str = "tcp") -> tuple[TlsSocket, TlsSocket]:
     """Return the two ends of a connection that have agreed."""
-    mine, theirs = tcp_pair()
+    mine, theirs = PAIRS[kind]()
     client = TlsSocket(mine, own.client_context(), "127.0.0.1")
     server = TlsSocket(theirs, own.server_context())
     thread = in_thread(server.handshake)
@@ -324,9 +323,8 @@ def test_what_tls_has_taken_is_sent_when_there_is_room(
     pump: Pump, keep: contextlib.ExitStack
 ) -> None:
     client, near = tcp_pair()
-    server, far = map(keep.enter_context, shaken(Outside.own))
+    server, far = map(keep.enter_context, shaken(Outside.own, "unix"))
     far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 5000)
     server.settimeout(WAIT_S)
     pump.join(near, far)
     keep.enter_context(client)
