@@ -10804,6 +10804,18 @@ def require_own_certificate(settings: Settings) -> Mapping[str, Any]:
     return cert
 
 
+def require_machine() -> None:
+    """Raise Usage when the certificate of this process opens no etcd, for it is a client's."""
+    own = identity()
+    if own is None:
+        return
+    try:
+        own.show(MACHINE)
+    except OSError as e:
+        told = f"{own.paths.cert} is no certificate of a machine"
+        raise Usage(f"{told}, which this takes; type it where a master or slave is") from e
+
+
 def complain_of_certificate(settings: Settings, now: datetime.datetime) -> str:
     """Return what is wrong with this machine's certificate, or soon will be; "" for nothing."""
     own = identity()
@@ -13274,6 +13286,7 @@ def check_start(settings: Settings, role: str) -> Iterator[str]:
 
 def leave_network(settings: Settings, host: str, forget: bool) -> int:
     """Take a host off the network for good; return the exit code. Raises Conflict, Unavailable."""
+    require_machine()
     name = host or settings.hostname
     if name == settings.hostname:
         stop_role("slave", settings)

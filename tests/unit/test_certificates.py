@@ -288,6 +288,20 @@ def used(files: CertificateFiles) -> Iterator[Identity]:
     use_identity(None)
 
 
+def test_what_asks_etcd_takes_a_machines_certificate(
+    tmp_path: Path, ca: Pair, used: Identity, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arpanet.require_machine()
+    use_identity(None)
+    arpanet.require_machine()
+    assert used.paths
+    write(tmp_path, ca, sign_for_client("me", 9, ca))
+    for more in ([], ["--tls"]):
+        assert arpanet.main(["host", "rm", "h1", "--cert-path", str(tmp_path), *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"arpanet: {tmp_path}/cert.pem is no certificate of a machine")
+
+
 @pytest.mark.usefixtures("used")
 def test_a_machine_knows_its_certificate() -> None:
     assert read_peer(require_own_certificate(settings(ip=IP))).machine
