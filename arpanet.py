@@ -10797,7 +10797,7 @@ def require_own_certificate(settings: Settings) -> Mapping[str, Any]:
         if not why and settings.hostname not in read_peer(cert).names:
             why = f"it is not for {settings.hostname}"
     except OSError as e:
-        why = getattr(e, "verify_message", "") or str(e)
+        why = (getattr(e, "verify_message", "") or str(e)).rstrip(".")
     if why:
         command = f"arpanet ca issue --host {settings.hostname} --ip {settings.ip}"
         raise Usage(f"{own.paths.cert} is no certificate of this machine: {why}; try: {command}")

@@ -311,7 +311,7 @@ def test_a_machine_knows_its_certificate() -> None:
 
 
 NOT_ITS_OWN = {
-    "another address": (dict(ip="192.168.8.121"), "192.168.8.121'"),
+    "another address": (dict(ip="192.168.8.121"), "192.168.8.121'; try"),
     "another name": (dict(hostname="h2"), "it is not for h2"),
 }
 
