@@ -152,9 +152,11 @@ def test_a_neighbour_with_a_route_to_the_links_network_is_refused(net: Lab) -> N
     net.client.run(["ip", "route", "add", *route])
     try:
         words = ["busybox", "timeout", "3", "busybox", "wget", "-qO-", f"http://{vip}:8000/"]
-        assert net.client.run(words, check=False).returncode
+        assert net.client.run(words, check=False).returncode == 1  # at once: no timeout
     finally:
         net.client.run(["ip", "route", "del", *route])
+    told = f"refused {net.client.ip}, which has no link to test1"
+    assert (net["h2"].logs / "slave.log").read_text().count(told) == 1
 
 
 TARGET = [

@@ -104,6 +104,13 @@ def test_three_masters_are_one_cluster_of_voters(trio: list[Machine]) -> None:
     assert "joined as a learner, catching up" in trio[1].said
 
 
+def test_what_etcd_keeps_is_for_nobody_else(trio: list[Machine]) -> None:
+    for place in (machine.place for machine in trio):
+        kept = (place.state_dir, place.data_dir, place.state_path, *place.data_dir.rglob("*.snap"))
+        assert {path: path.stat().st_mode & 0o077 for path in kept} == dict.fromkeys(kept, 0)
+        assert place.log_path.stat().st_mode & 0o007 == 0
+
+
 def test_masters_start_again_in_any_order_and_with_any_peers(trio: list[Machine]) -> None:
     first, second, third = trio
     ids = find_ids(first)
