@@ -40,7 +40,7 @@ def engine_docker(host: Host, *words: str, check: bool = True) -> subprocess.Com
     return done
 
 
-def start_on(net: Lab, host: str, name: str, *words: str, port: int = 39999) -> None:
+def start_on(net: Lab, host: str, name: str, *words: str, port: int = 19999) -> None:
     """Run a container on that host: on all others a host port that it asks for is taken."""
     blockers = [h for h in HOSTS if h != host]
     for blocked in blockers:
@@ -85,7 +85,7 @@ def test_a_run_with_arpanet_link_reads_a_page_by_name_and_by_address(
     there = output(net, "inspect", "-f", "{{.Config.Hostname}}", "test1")
     words = ["-e", "ARPANET_LINK1=test1:test1", "busybox", "sh", "-c", script]
     if consumer == "h1":
-        start_on(net, "h1", "same", *words, port=39998)
+        start_on(net, "h1", "same", *words, port=19998)
         docker(net, "wait", "same")
         said = output(net, "logs", "same")
     else:  # spread: the host of test1 has the most containers
@@ -95,7 +95,7 @@ def test_a_run_with_arpanet_link_reads_a_page_by_name_and_by_address(
 
 def test_dockers_own_link_does_the_same_across_hosts(net: Lab) -> None:
     start_on(net, "h1", "test1", "web")
-    start_on(net, "h2", "user", "--link", "test1:web", "busybox", "sleep", "600", port=39998)
+    start_on(net, "h2", "user", "--link", "test1:web", "busybox", "sleep", "600", port=19998)
     assert fetch(net, "user", "web") == PAGE
     assert fetch(net, "user", vip_of(net, "user", "web")) == PAGE
 
@@ -104,14 +104,14 @@ def test_several_links_and_aliases_lead_each_to_its_own_container(net: Lab) -> N
     start_on(net, "h1", "one", "-h", "host-one", "web")
     start_on(net, "h2", "two", "-h", "host-two", "web")
     links = ["--link", "one", "-e", "ARPANET_LINK1=one:first", "-e", "ARPANET_LINK12=two:second"]
-    start_on(net, "h3", "user", *links, "busybox", "sleep", "600", port=39998)
+    start_on(net, "h3", "user", *links, "busybox", "sleep", "600", port=19998)
     said = {n: fetch(net, "user", n, 8000, "cgi-bin/hostname") for n in ("one", "first", "second")}
     assert said == {"one": "host-one", "first": "host-one", "second": "host-two"}
 
 
 def test_a_link_follows_its_container_to_another_host_and_is_refused_meanwhile(net: Lab) -> None:
     start_on(net, "h1", "test1", "-h", "old", "web")
-    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=39998)
+    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=19998)
     began = output(net, "inspect", "-f", "{{.State.StartedAt}}", "user")
     assert fetch(net, "user", "test1", path="cgi-bin/hostname") == "old"
     docker(net, "stop", "-t", "0", "test1")
@@ -130,11 +130,11 @@ def test_a_link_follows_its_container_to_another_host_and_is_refused_meanwhile(n
 
 def test_who_has_no_link_is_refused(net: Lab) -> None:
     start_on(net, "h1", "test1", "web")
-    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=39998)
+    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=19998)
     vip = vip_of(net, "user", "test1")
     assert fetch(net, "user", vip) == PAGE
     for number, host in enumerate(HOSTS):
-        start_on(net, host, f"stranger-{host}", "busybox", "sleep", "600", port=39990 - number)
+        start_on(net, host, f"stranger-{host}", "busybox", "sleep", "600", port=19990 - number)
         assert try_fetch(net, f"stranger-{host}", vip).returncode == 1, host  # at once: no timeout
     docker(net, "run", "-d", "--name", "nethost", "--network", "host", "busybox", "sleep", "600")
     assert try_fetch(net, "nethost", vip).returncode == 1
@@ -146,7 +146,7 @@ def test_who_has_no_link_is_refused(net: Lab) -> None:
 
 def test_a_neighbour_with_a_route_to_the_links_network_is_refused(net: Lab) -> None:
     start_on(net, "h1", "test1", "web")
-    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=39998)
+    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=19998)
     vip = vip_of(net, "user", "test1")
     route = ["198.18.0.0/16", "via", net["h2"].ip]
     net.client.run(["ip", "route", "add", *route])
@@ -225,7 +225,7 @@ def test_20_mb_pass_unharmed_in_both_directions(net: Lab) -> None:
     take = "sleep 600 | nc -l -p 7001 | md5sum >/got &"  # an nc ends when its other side does
     serve = f"{make}; {take} httpd -f -p 8000 -h /www"
     start_on(net, "h1", "tt", "--expose", "7001", "web", "sh", "-c", serve)
-    start_on(net, "h2", "user", "--link", "tt", "busybox", "sleep", "600", port=39998)
+    start_on(net, "h2", "user", "--link", "tt", "busybox", "sleep", "600", port=19998)
     expected = eventually("the sum", lambda: fetch(net, "user", "tt", path="sum"))
     pull = "wget -qO /f http://tt:8000/f; md5sum </f"
     assert output(net, "exec", "user", "sh", "-c", pull) == expected
@@ -236,7 +236,7 @@ def test_20_mb_pass_unharmed_in_both_directions(net: Lab) -> None:
 
 def test_50_connections_at_once_are_served(net: Lab) -> None:
     start_on(net, "h1", "test1", "web")
-    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=39998)
+    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=19998)
     one = FETCH.format("test1", 8000, "")
     many = f"for i in $(seq 50); do ({one} || echo lost) & done; wait"
     assert output(net, "exec", "user", "sh", "-c", many).split("\n") == [PAGE] * 50
@@ -262,9 +262,9 @@ def test_links_join_containers_on_user_defined_bridges(net: Lab) -> None:
     try:
         start_on(net, "h1", "test1", "--network", "mynet", "web")
         words = ["-e", "ARPANET_LINK1=test1:web", "busybox", "sleep", "600"]
-        start_on(net, "h2", "far", "--network", "mynet", *words, port=39998)
-        start_on(net, "h1", "near", "--network", "mynet", *words, port=39997)
-        start_on(net, "h1", "plain", *words, port=39996)
+        start_on(net, "h2", "far", "--network", "mynet", *words, port=19998)
+        start_on(net, "h1", "near", "--network", "mynet", *words, port=19997)
+        start_on(net, "h1", "plain", *words, port=19996)
         for name in ("far", "near", "plain"):
             assert fetch(net, name, "web") == PAGE, name
     finally:
@@ -279,7 +279,7 @@ def test_a_target_on_its_hosts_network_is_reached(net: Lab) -> None:
     home = host_of(net, "tt")
     for number, host in enumerate([home, next(h for h in HOSTS if h != home)]):
         words = ["--link", "tt", "busybox", "sleep", "600"]
-        start_on(net, host, f"c-{host}", *words, port=39990 + number)
+        start_on(net, host, f"c-{host}", *words, port=19990 + number)
         assert fetch(net, f"c-{host}", "tt", 8123) == PAGE
 
 
@@ -297,7 +297,7 @@ def link_row(net: Lab, host: str, target: str) -> dict[str, int]:
 
 def test_slave_status_counts_what_links_carry(net: Lab) -> None:
     start_on(net, "h1", "test1", "web")
-    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=39998)
+    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=19998)
     before = link_row(net, "h2", "test1")
     for _ in range(3):
         fetch(net, "user", "test1")
@@ -315,7 +315,7 @@ def test_slave_status_counts_what_links_carry(net: Lab) -> None:
 
 def test_a_slave_that_stops_takes_its_route_away_and_one_that_starts_links_again(net: Lab) -> None:
     start_on(net, "h1", "test1", "web")
-    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=39998)
+    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=19998)
     began = output(net, "inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}}", "user")
     show = ["ip", "route", "show", "table", "local"]
     assert "198.18.0.0/16" in net["h2"].run(show).stdout
