@@ -12340,17 +12340,19 @@ RESCUES = 16  # at once
 
 
 def tell_rescues(results: Mapping[str, Any], told: Mapping[str, str]) -> dict[str, str]:
-    """Log what became of rescues, and a failure once; return the failures."""
-    for name, host in results.items():
-        if isinstance(host, str):
-            log.info("made %s again on %s: its host is down", name, host)
-    failed = {
-        name: str(e)
-        for name, e in results.items()
-        if isinstance(e, Exception) and not isinstance(e, Conflict)  # another master has it
-    }
-    for name in (name for name in failed if told.get(name) != failed[name]):
-        log.warning("cannot make %s again, whose host is down: %s", name, failed[name])
+    """Log what became of rescues, a failure once; return why some failed, Conflict apart.
+
+    A Conflict says that another master has it at this moment.
+    """
+    failed = {}
+    for name, result in results.items():
+        if isinstance(result, str):
+            log.info("made %s again on %s: its host is down", name, result)
+            continue
+        why = told.get(name, "") if isinstance(result, Conflict) else str(result)
+        failed.update({name: why} if why else {})
+        if why != told.get(name, ""):
+            log.warning("cannot make %s again, whose host is down: %s", name, why)
     return failed
 
 

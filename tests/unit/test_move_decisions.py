@@ -35,6 +35,7 @@ from arpanet import (
     has_run,
     place,
     sum_tar,
+    tell_rescues,
 )
 
 GB = 1 << 30
@@ -58,6 +59,18 @@ def test_of_a_dead_host_only_what_asked_for_it_is_made_elsewhere() -> None:
     seen = dataclasses.replace(seen, names={**seen.names, "twin": NameEntry("h1", "somebody's")})
     assert decide_rescues(seen, "h2") == [asked]
     assert decide_rescues(seen, "h1") == []
+
+
+def test_why_a_container_is_not_made_elsewhere_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: dict[str, str] = {}
+    full, busy = NoRoom("no host can take web"), Conflict("web is being moved already")
+    for result in (busy, full, busy, full):
+        told = tell_rescues({"web@h2": result, "db@h2": busy}, told)
+    assert told == {"web@h2": "no host can take web"}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert tell_rescues({"web@h2": "h1"}, told) == {}
 
 
 # ---- the name
