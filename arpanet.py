@@ -1533,7 +1533,7 @@ class TlsSocket(socket.socket):
         self.unsent = b""
         self.heard = False  # a byte from the other side
         self._ahead = b""  # that was decrypted before anybody asked
-        self._ended = self._told = False  # the other side has said its last; we have
+        self.ended = self._told = False  # the other side has said its last; we have
 
     def handshake(self) -> None:
         """Agree. Raises BlockingIOError while the other side has to speak, OSError if it fails."""
@@ -1601,7 +1601,7 @@ class TlsSocket(socket.socket):
         view = memoryview(buffer)[: nbytes or None]
         got = min(len(self._ahead), len(view))
         view[:got], self._ahead = self._ahead[:got], self._ahead[got:]
-        while got < len(view) and not self._ended:
+        while got < len(view) and not self.ended:
             if not (self._in.pending or self._tls.pending()):
                 if got:
                     break
@@ -1643,7 +1643,7 @@ class TlsSocket(socket.socket):
                 raise ConnectionError(find_tls_reason(e)) from e
         finally:
             self.flush()  # new keys are answered
-        self._ended = not size
+        self.ended = not size
         return int(size)
 
     def _say_end(self) -> None:
@@ -5805,7 +5805,7 @@ class TlsHalf(Half):
                 before = self.tally.bytes
                 self._copy()
                 self.bulk = False
-                if self.tally.bytes - before < BUFFER_BYTES // 2:
+                if self.tally.bytes - before < BUFFER_BYTES // 2 and not self._is_last():
                     break
         except BlockingIOError:
             pass
@@ -5814,6 +5814,10 @@ class TlsHalf(Half):
             self.connection.close(broken=True)
             return
         self._settle()
+
+    def _is_last(self) -> bool:
+        """Return whether the end came along with what was read: that need not end TCP, too."""
+        return isinstance(self.source, TlsSocket) and self.source.ended
 
     def _is_stalled(self) -> bool:
         return bool(self.left or (isinstance(self.sink, TlsSocket) and self.sink.unsent))
