@@ -1491,7 +1491,7 @@ def find_tls_reason(error: OSError) -> str:
         return f"it refuses this machine's certificate ({reason.lower()})"
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "it has no certificate"
-    if isinstance(error, ssl.SSLEOFError):
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "it ended TLS without a word; it may refuse this machine's certificate"
     return f"it does not speak TLS ({reason.lower()})"
 
