@@ -47,7 +47,7 @@ try:
 except OSError:
     pass  # it has answered already, and wants no more
 try:
-    while block := link.recv(65536):
+    while block := receive(link):
         got += block
 except (ConnectionResetError, ssl.SSLEOFError):
     pass

@@ -33,6 +33,14 @@ def reach_http(host: str, timeout_s: float = 30) -> http.client.HTTPConnection:
     return http.client.HTTPSConnection(host, 8791, timeout=timeout_s, context=context)
 
 
+def receive(sock: socket.socket) -> bytes:
+    """Return what is there, b"" at the end."""
+    try:
+        return sock.recv(65536)
+    except ssl.SSLZeroReturnError:  # what a TLS socket calls it once we have said our last
+        return b""
+
+
 def end_sending(sock: socket.socket) -> None:
     """Close one direction of a connection."""
     if not isinstance(sock, ssl.SSLSocket):
