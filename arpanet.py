@@ -5805,7 +5805,9 @@ class TlsHalf(Half):
                 before = self.tally.bytes
                 self._copy()
                 self.bulk = False
-                if self.tally.bytes - before < BUFFER_BYTES // 2 and not self._is_last():
+                if isinstance(self.source, TlsSocket):  # its end need not be TCP's, too
+                    self.ended = self.source.ended
+                if self.tally.bytes - before < BUFFER_BYTES // 2:
                     break
         except BlockingIOError:
             pass
@@ -5814,10 +5816,6 @@ class TlsHalf(Half):
             self.connection.close(broken=True)
             return
         self._settle()
-
-    def _is_last(self) -> bool:
-        """Return whether the end came along with what was read: that need not end TCP, too."""
-        return isinstance(self.source, TlsSocket) and self.source.ended
 
     def _is_stalled(self) -> bool:
         return bool(self.left or (isinstance(self.sink, TlsSocket) and self.sink.unsent))

@@ -334,20 +334,23 @@ def test_what_tls_has_taken_is_sent_when_there_is_room(
     assert read_exactly(server, len(message)) == message
 
 
+@pytest.mark.parametrize("size", [5, *range(140_000, 400_000, 20_000)])
 def test_an_end_that_comes_along_with_the_last_bytes_is_an_end_although_tcp_goes_on(
-    pump: Pump, keep: contextlib.ExitStack
+    pump: Pump, keep: contextlib.ExitStack, size: int
 ) -> None:
     """As docker does it, or anything in Go: CloseWrite sends a close_notify and no FIN."""
     client, near = map(keep.enter_context, shaken(Outside.own))
     server, far = tcp_pair()
     keep.enter_context(server)
-    pump.join(near, far)
-    client._tls.write(b"input")
+    data = os.urandom(size)
+    client.settimeout(WAIT_S)
+    client.sendall(data[:-5])
+    client._tls.write(data[-5:])
     client._say_end()
     client.flush()
-    assert read_all(server) == b"input"
+    pump.join(near, far)  # so all of it is there
+    assert read_all(server) == data
     server.sendall(b"answer")
-    client.settimeout(WAIT_S)
     assert read_exactly(client, 6) == b"answer"
 
 
