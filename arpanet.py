@@ -1539,13 +1539,14 @@ class TlsSocket(socket.socket):
         """Agree. Raises BlockingIOError while the other side has to speak, OSError if it fails."""
         while True:
             try:
-                return self._tls.do_handshake()
+                self._tls.do_handshake()
+                return self.flush()
             except self._hungry:
-                pass
+                self.flush()
             except self._fault as e:
+                with contextlib.suppress(OSError):  # it may be gone: the alert that tells it why
+                    self.flush()
                 raise ConnectionError(find_tls_reason(e)) from e
-            finally:
-                self.flush()  # also the alert that tells the other side why
             self._feed()
 
     def require_machine(self, name: str = "") -> None:
