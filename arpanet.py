@@ -1333,6 +1333,8 @@ def make_context(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_TICKET
+    # which some Pythons set: what breaks off would be taken for what has ended
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     if server:
         context.num_tickets = 0
     context.check_hostname = not (server or trusting)
@@ -1491,7 +1493,8 @@ def find_tls_reason(error: OSError) -> str:
         return f"it refuses this machine's certificate ({reason.lower()})"
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "it has no certificate"
-    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+    ended = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    if ended or error.reason == "UNEXPECTED_EOF_WHILE_READING":
         return "it ended TLS without a word; it may refuse this machine's certificate"
     return f"it does not speak TLS ({reason.lower()})"
 
