@@ -930,7 +930,8 @@ def machine() -> str:
 
 # ==== CLI =====================================================================
 
-ROWS = (*LINK_ROWS, *IDLE_ROWS, *API_ROWS, *FAULT_ROWS, *SCALE_ROWS)
+# First what a kernel full of connections that have just ended would slow down.
+ROWS = (*API_ROWS, *IDLE_ROWS, *LINK_ROWS, *FAULT_ROWS, *SCALE_ROWS)
 
 
 def run_row(world: World, row: Row) -> list[Line]:
