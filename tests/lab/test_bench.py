@@ -38,4 +38,4 @@ def test_one_quick_row_compares_a_link_with_a_peer(net: Lab) -> None:
 def test_a_row_that_is_not_there_is_said() -> None:
     done = subprocess.run([BENCH, "--row", "nosuch"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "there is no row nosuch; there are: link-bulk-1" in done.stderr
+    assert "there is no row nosuch; there are: list-1, " in done.stderr
