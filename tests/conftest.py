@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 from lab import NETWORK, TLS_DIR, Host, Lab, leftovers
 
-from arpanet import ArpanetError
+from arpanet import ArpanetError, Pump
 
 T = TypeVar("T")
 
@@ -49,6 +50,24 @@ def eventually(what: str, probe: Callable[[], T], within_s: float = 30.0) -> T:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {within_s:g} s: {what}; last: {error}") from error
         threading.Event().wait(POLL_S)
+
+
+@pytest.fixture
+def pump() -> Iterator[Pump]:
+    """Return a pump that runs; a bug that ends its thread fails the test."""
+    stop = threading.Event()
+    made = Pump(stop)
+    made.start()
+    yield made
+    made.stop()
+    assert not stop.is_set(), "the pump's thread died"
+
+
+@pytest.fixture
+def keep() -> Iterator[contextlib.ExitStack]:
+    """Return what is left with the test."""
+    with contextlib.ExitStack() as stack:
+        yield stack
 
 
 def until(what: str, probe: Callable[[], T], within_s: float = 10.0) -> T:

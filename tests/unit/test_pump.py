@@ -47,16 +47,6 @@ def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.fixture
-def pump() -> Iterator[Pump]:
-    stop = threading.Event()
-    pump = Pump(stop)
-    pump.start()
-    yield pump
-    pump.stop()
-    assert not stop.is_set(), "the pump's thread died"
-
-
 @pytest.fixture(autouse=True)
 def no_internal_error(
     request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
@@ -77,12 +67,6 @@ def no_descriptor_leaks() -> Iterator[None]:
     yield
     # The pump and the stack of sockets are closed after this one, being requested after it.
     until("descriptors closed", lambda: open_fds() <= before)
-
-
-@pytest.fixture
-def keep() -> Iterator[contextlib.ExitStack]:
-    with contextlib.ExitStack() as stack:
-        yield stack
 
 
 def tcp_pair() -> Pair:

@@ -74,22 +74,6 @@ def own(people: Mapping[str, Identity]) -> Iterator[Identity]:
     use_identity(None)
 
 
-@pytest.fixture
-def pump() -> Iterator[Pump]:
-    stop = threading.Event()
-    made = Pump(stop)
-    made.start()
-    yield made
-    made.stop()
-    assert not stop.is_set(), "the pump's thread died"
-
-
-@pytest.fixture
-def keep() -> Iterator[contextlib.ExitStack]:
-    with contextlib.ExitStack() as stack:
-        yield stack
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.DEBUG, "arpanet")
