@@ -1280,6 +1280,35 @@ def read_file(path: str) -> bytes:
         return b""
 
 
+@contextlib.contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn what a disk refuses, because it is full say, into Unavailable."""
+    try:
+        yield
+    except OSError as e:
+        raise Unavailable(f"cannot write {e.filename or path}: {e.strerror}") from e
+
+
+def gather(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Return each call's result, or the ArpanetError or OSError it raised; they run at once."""
+    results: dict[str, Any] = {}
+
+    def run(name: str, call: Callable[[], Any]) -> None:
+        try:
+            results[name] = call()
+        except (ArpanetError, OSError) as e:
+            results[name] = e
+
+    threads = [
+        spawn(f"ask-{name}", functools.partial(run, name, call)) for name, call in calls.items()
+    ]
+    for thread in threads:
+        thread.join()
+    return {name: results.get(name, Unavailable("no answer")) for name in calls}
+
+
+# ---- the certificate of a process, and TLS with it
+
 TLS_DIR = "/etc/arpanet/tls"
 MACHINE = "arpanet"  # the name in a certificate that makes it a machine's
 CLIENTS_CA = "clients-ca.pem"  # beside ca.pem: who signs certificates that open the API alone
@@ -1732,33 +1761,6 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 PAIR_IP = "127.1.0.1"  # of no member
-
-
-@contextlib.contextmanager
-def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn what a disk refuses, because it is full say, into Unavailable."""
-    try:
-        yield
-    except OSError as e:
-        raise Unavailable(f"cannot write {e.filename or path}: {e.strerror}") from e
-
-
-def gather(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Return each call's result, or the ArpanetError or OSError it raised; they run at once."""
-    results: dict[str, Any] = {}
-
-    def run(name: str, call: Callable[[], Any]) -> None:
-        try:
-            results[name] = call()
-        except (ArpanetError, OSError) as e:
-            results[name] = e
-
-    threads = [
-        spawn(f"ask-{name}", functools.partial(run, name, call)) for name, call in calls.items()
-    ]
-    for thread in threads:
-        thread.join()
-    return {name: results.get(name, Unavailable("no answer")) for name in calls}
 
 
 # ==== Model ==================================================================
@@ -3724,9 +3726,9 @@ def api_range(view: View) -> ApiRange:
 
 # ==== Mesh ===================================================================
 # etcd, through etcd3's stubs and nothing else of it: its watcher, its single endpoint and its
-# defaults lose events and hang. etcd is the truth for names, links, volumes and
-# who is alive; a change is one transaction, made so that repeating it after a lost answer is
-# harmless (class Transaction). Nobody outside this section knows gRPC.
+# defaults lose events and hang. etcd is the truth for names, links, volumes and who is alive; a
+# change is one transaction, made so that repeating it after a lost answer is harmless (class
+# Transaction). Nobody outside this section knows gRPC.
 
 MARK = PREFIX + "format"  # "NAME/WORD": which arpanet this is for ever, and how it was recovered
 DEADLINE_S = 10.0
