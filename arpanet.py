@@ -384,9 +384,9 @@ class Setting(NamedTuple):
     variable: str
     default: str
     parse: Callable[[str], Any]
-    help: str
     metavar: str  # "": the flag alone says yes
     roles: str  # who reads it
+    help: str
 
     @property
     def flag(self) -> str:
@@ -394,344 +394,102 @@ class Setting(NamedTuple):
         return "--" + self.name.replace("_", "-")
 
 
-SETTINGS = (
-    Setting(
-        "hostname",
-        "HOSTNAME",
-        "",
-        parse_hostname,
-        "This host's name in arpanet (default: the machine's)",
-        "NAME",
-        "master slave",
-    ),
-    Setting(
-        "ip",
-        "ARPANET_IP",
-        "",
-        parse_ip,
-        "This machine's address for the others (default: its one private address)",
-        "IP",
-        "master slave",
-    ),
-    Setting(
-        "masters",
-        "ARPANET_MASTERS",
-        "",
-        parse_ips,
-        "Addresses of some masters (default: the master on this machine, and those met before)",
-        "IP[,IP…]",
-        "master slave client",
-    ),
-    Setting(
-        "peers",
-        "ARPANET_PEERS",
-        "",
-        parse_peers,
-        "For master start: boot for the first master, else addresses of masters that are there",
-        "boot|IP[,IP…]",
-        "master",
-    ),
-    Setting(
-        "api_port",
-        "ARPANET_API_PORT",
-        "8791",
-        parse_port,
-        "Port of the Docker API on masters",
-        "PORT",
-        "master slave client",
-    ),
-    Setting(
-        "agent_port",
-        "ARPANET_AGENT_PORT",
-        "8792",
-        parse_port,
-        "Port of the agent on slaves",
-        "PORT",
-        "slave",
-    ),
-    Setting(
-        "etcd_port",
-        "ARPANET_ETCD_PORT",
-        "2379",
-        parse_port,
-        "Port of etcd for clients, the same on all masters",
-        "PORT",
-        "master slave",
-    ),
-    Setting(
-        "etcd_peer_port",
-        "ARPANET_ETCD_PEER_PORT",
-        "2380",
-        parse_port,
-        "Port of etcd for its peers, the same on all masters",
-        "PORT",
-        "master",
-    ),
-    Setting(
-        "etcd_quota_mb",
-        "ARPANET_ETCD_QUOTA_MB",
-        "2048",
-        parse_megabytes,
-        "Megabytes that etcd may take on disk, the same on all masters",
-        "MB",
-        "master",
-    ),
-    Setting(
-        "link_subnet",
-        "ARPANET_LINK_SUBNET",
-        "198.18.0.0/16",
-        parse_subnet,
-        "Network of the virtual addresses of links, the same on all machines",
-        "NET",
-        "master slave",
-    ),
-    Setting(
-        "docker_host",
-        "DOCKER_HOST",
-        "/var/run/docker.sock",
-        parse_docker_host,
-        "Unix socket of this machine's Docker Engine",
-        "SOCKET",
-        "slave",
-    ),
-    Setting(
-        "socket",
-        "ARPANET_SOCKET",
-        "/run/arpanet/docker.sock",
-        parse_text,
-        "For client start: the unix socket to offer",
-        "PATH",
-        "client",
-    ),
-    Setting(
-        "auto_name",
-        "ARPANET_AUTO_NAME",
-        "0",
-        parse_flag,
-        "Whether masters give a name to a container that has none",
-        "0|1",
-        "master",
-    ),
-    Setting(
-        "strategy",
-        "ARPANET_STRATEGY",
-        "spread",
-        parse_strategy,
-        "How masters choose among hosts: spread, binpack or random, the same on all masters",
-        "NAME",
-        "master",
-    ),
-    Setting(
-        "overcommit",
-        "ARPANET_OVERCOMMIT",
-        "0.05",
-        parse_overcommit,
-        "Share of CPUs and memory that is given away beyond what a host has",
-        "SHARE",
-        "master",
-    ),
-    Setting(
-        "grace_s",
-        "ARPANET_GRACE_S",
-        "30",
-        parse_seconds,
-        "Seconds that a host is silent before ARPANET_RESCHEDULE makes its containers elsewhere",
-        "S",
-        "master",
-    ),
-    Setting(
-        "label",
-        "ARPANET_LABEL",
-        "",
-        parse_labels,
-        "Labels of this host, for constraints; the flag may be given several times",
-        "KEY=VALUE[,…]",
-        "slave",
-    ),
-    Setting(
-        "lease_s",
-        "ARPANET_LEASE_S",
-        "10",
-        parse_seconds,
-        "Seconds after which a silent host counts as down (10 or more)",
-        "S",
-        "master slave",
-    ),
-    Setting(
-        "max_connections",
-        "ARPANET_MAX_CONNECTIONS",
-        "10000",
-        parse_count,
-        "Connections of clients that a master holds; those beyond get 503",
-        "N",
-        "master",
-    ),
-    Setting(
-        "max_connections_per_ip",
-        "ARPANET_MAX_CONNECTIONS_PER_IP",
-        "5000",
-        parse_count,
-        "The same, from one address",
-        "N",
-        "master",
-    ),
-    Setting(
-        "max_requests",
-        "ARPANET_MAX_REQUESTS",
-        "2000",
-        parse_count,
-        "Requests that a master serves at once; those beyond get 503",
-        "N",
-        "master",
-    ),
-    Setting(
-        "head_s",
-        "ARPANET_HEAD_S",
-        "10",
-        parse_seconds,
-        "Seconds that a client has to send the head of a request",
-        "S",
-        "master",
-    ),
-    Setting(
-        "stall_s",
-        "ARPANET_STALL_S",
-        "60",
-        parse_seconds,
-        "Seconds after which a body or an answer of JSON that stands still is given up",
-        "S",
-        "master",
-    ),
-    Setting(
-        "tls",
-        "ARPANET_TLS",
-        "0",
-        parse_flag,
-        "TLS on every port, and the Docker API for clients without a certificate too",
-        "",
-        "master slave client",
-    ),
-    Setting(
-        "tlsverify",
-        "ARPANET_TLS_VERIFY",
-        "0",
-        parse_flag,
-        "TLS on every port, and who calls shows a certificate; any path given here means it too",
-        "",
-        "master slave client",
-    ),
-    Setting(
-        "tlscacert",
-        "ARPANET_TLS_CACERT",
-        "",
-        parse_path,
-        "Certificates of the authorities that are trusted (default: ca.pem of that directory)",
-        "FILE",
-        "master slave client",
-    ),
-    Setting(
-        "tlscert",
-        "ARPANET_TLS_CERT",
-        "",
-        parse_path,
-        "This machine's certificate, for all its ports (default: cert.pem of that directory)",
-        "FILE",
-        "master slave client",
-    ),
-    Setting(
-        "tlskey",
-        "ARPANET_TLS_KEY",
-        "",
-        parse_path,
-        "The key of that certificate (default: key.pem of that directory)",
-        "FILE",
-        "master slave client",
-    ),
-    Setting(
-        "cert_path",
-        "ARPANET_CERT_PATH",
-        "",
-        parse_path,
-        "Directory of ca.pem, cert.pem and key.pem (default with TLS: /etc/arpanet/tls)",
-        "DIR",
-        "master slave client",
-    ),
-    Setting(
-        "state_dir",
-        "ARPANET_STATE_DIR",
-        "/var/lib/arpanet",
-        parse_text,
-        "Where the state of this machine is kept",
-        "DIR",
-        "master slave client",
-    ),
-    Setting(
-        "run_dir",
-        "ARPANET_RUN_DIR",
-        "/run/arpanet",
-        parse_text,
-        "Where lock files and sockets are kept",
-        "DIR",
-        "master slave client",
-    ),
-    Setting(
-        "log_dir",
-        "ARPANET_LOG_DIR",
-        "/var/log/arpanet",
-        parse_text,
-        "Where daemons write their logs",
-        "DIR",
-        "master slave client",
-    ),
-    Setting(
-        "log_level",
-        "ARPANET_LOG_LEVEL",
-        "info",
-        parse_level,
-        "What is logged: debug, info, warning or error, and what is worse",
-        "LEVEL",
-        "master slave client",
-    ),
-)
+def setting(
+    default: str, parse: Callable[[str], Any], metavar: str, roles: str, help: str, also: str = ""
+) -> Any:
+    """Return a field of Settings, which has the name of the setting.
+
+    also: its variable, where that is not ARPANET_ and the name.
+    """
+    row = Setting("", also, default, parse, metavar, roles, help)
+    return dataclasses.field(metadata={"row": row})
+
+
+DAEMONS, ALL = "master slave", "master slave client"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of one run; the fields are the rows of SETTINGS."""
+    """The settings of one run; each field is a row of SETTINGS."""
 
-    hostname: str
-    ip: str
-    masters: tuple[str, ...]
-    peers: tuple[str, ...]
-    api_port: int
-    agent_port: int
-    etcd_port: int
-    etcd_peer_port: int
-    etcd_quota_mb: int
-    link_subnet: str
-    docker_host: str
-    socket: str
-    auto_name: bool
-    strategy: str
-    overcommit: float
-    grace_s: float
-    label: Mapping[str, str]
-    lease_s: float
-    max_connections: int
-    max_connections_per_ip: int
-    max_requests: int
-    head_s: float
-    stall_s: float
-    tls: bool
-    tlsverify: bool
-    tlscacert: str
-    tlscert: str
-    tlskey: str
-    cert_path: str
-    state_dir: str
-    run_dir: str
-    log_dir: str
-    log_level: str
+    # fmt: off
+    hostname: str = setting("", parse_hostname, "NAME", DAEMONS,
+        "This host's name in arpanet (default: the machine's)", also="HOSTNAME")
+    ip: str = setting("", parse_ip, "IP", DAEMONS,
+        "This machine's address for the others (default: its one private address)")
+    masters: tuple[str, ...] = setting("", parse_ips, "IP[,IP…]", ALL,
+        "Addresses of some masters (default: the master on this machine, and those met before)")
+    peers: tuple[str, ...] = setting("", parse_peers, "boot|IP[,IP…]", "master",
+        "For master start: boot for the first master, else addresses of masters that are there")
+    api_port: int = setting("8791", parse_port, "PORT", ALL,
+        "Port of the Docker API on masters")
+    agent_port: int = setting("8792", parse_port, "PORT", "slave",
+        "Port of the agent on slaves")
+    etcd_port: int = setting("2379", parse_port, "PORT", DAEMONS,
+        "Port of etcd for clients, the same on all masters")
+    etcd_peer_port: int = setting("2380", parse_port, "PORT", "master",
+        "Port of etcd for its peers, the same on all masters")
+    etcd_quota_mb: int = setting("2048", parse_megabytes, "MB", "master",
+        "Megabytes that etcd may take on disk, the same on all masters")
+    link_subnet: str = setting("198.18.0.0/16", parse_subnet, "NET", DAEMONS,
+        "Network of the virtual addresses of links, the same on all machines")
+    docker_host: str = setting("/var/run/docker.sock", parse_docker_host, "SOCKET", "slave",
+        "Unix socket of this machine's Docker Engine", also="DOCKER_HOST")
+    socket: str = setting("/run/arpanet/docker.sock", parse_text, "PATH", "client",
+        "For client start: the unix socket to offer")
+    auto_name: bool = setting("0", parse_flag, "0|1", "master",
+        "Whether masters give a name to a container that has none")
+    strategy: str = setting("spread", parse_strategy, "NAME", "master",
+        "How masters choose among hosts: spread, binpack or random, the same on all masters")
+    overcommit: float = setting("0.05", parse_overcommit, "SHARE", "master",
+        "Share of CPUs and memory that is given away beyond what a host has")
+    grace_s: float = setting("30", parse_seconds, "S", "master",
+        "Seconds that a host is silent before ARPANET_RESCHEDULE makes its containers elsewhere")
+    label: Mapping[str, str] = setting("", parse_labels, "KEY=VALUE[,…]", "slave",
+        "Labels of this host, for constraints; the flag may be given several times")
+    lease_s: float = setting("10", parse_seconds, "S", DAEMONS,
+        "Seconds after which a silent host counts as down (10 or more)")
+    max_connections: int = setting("10000", parse_count, "N", "master",
+        "Connections of clients that a master holds; those beyond get 503")
+    max_connections_per_ip: int = setting("5000", parse_count, "N", "master",
+        "The same, from one address")
+    max_requests: int = setting("2000", parse_count, "N", "master",
+        "Requests that a master serves at once; those beyond get 503")
+    head_s: float = setting("10", parse_seconds, "S", "master",
+        "Seconds that a client has to send the head of a request")
+    stall_s: float = setting("60", parse_seconds, "S", "master",
+        "Seconds after which a body or an answer of JSON that stands still is given up")
+    tls: bool = setting("0", parse_flag, "", ALL,
+        "TLS on every port, and the Docker API for clients without a certificate too")
+    tlsverify: bool = setting("0", parse_flag, "", ALL,
+        "TLS on every port, and who calls shows a certificate; any path given here means it too",
+        also="ARPANET_TLS_VERIFY")
+    tlscacert: str = setting("", parse_path, "FILE", ALL,
+        "Certificates of the authorities that are trusted (default: ca.pem of that directory)",
+        also="ARPANET_TLS_CACERT")
+    tlscert: str = setting("", parse_path, "FILE", ALL,
+        "This machine's certificate, for all its ports (default: cert.pem of that directory)",
+        also="ARPANET_TLS_CERT")
+    tlskey: str = setting("", parse_path, "FILE", ALL,
+        "The key of that certificate (default: key.pem of that directory)", also="ARPANET_TLS_KEY")
+    cert_path: str = setting("", parse_path, "DIR", ALL,
+        "Directory of ca.pem, cert.pem and key.pem (default with TLS: /etc/arpanet/tls)")
+    state_dir: str = setting("/var/lib/arpanet", parse_text, "DIR", ALL,
+        "Where the state of this machine is kept")
+    run_dir: str = setting("/run/arpanet", parse_text, "DIR", ALL,
+        "Where lock files and sockets are kept")
+    log_dir: str = setting("/var/log/arpanet", parse_text, "DIR", ALL,
+        "Where daemons write their logs")
+    log_level: str = setting("info", parse_level, "LEVEL", ALL,
+        "What is logged: debug, info, warning or error, and what is worse")
+    # fmt: on
+
+
+SETTINGS: tuple[Setting, ...] = tuple(
+    row._replace(name=field.name, variable=row.variable or f"ARPANET_{field.name.upper()}")
+    for field in dataclasses.fields(Settings)
+    for row in [field.metadata["row"]]
+)
 
 
 def read_env_file(path: str = ENV_FILE) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,6 @@ def read(flag: str | None = None, variable: str | None = None, line: str | None 
         "box",
         "master",
     )
-
-
-def test_the_fields_of_settings_are_the_rows() -> None:
-    assert [f.name for f in dataclasses.fields(Settings)] == [s.name for s in arpanet.SETTINGS]
 
 
 def test_a_flag_wins_over_the_environment_the_file_and_the_default() -> None:
