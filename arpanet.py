@@ -3694,8 +3694,18 @@ class Wire:
         self.cluster: Any = rpc.ClusterStub(self._channel)
         self.watch: Any = rpc.WatchStub(self._channel)
 
+    def range(self, timeout_s: float, **fields: Any) -> Any:
+        """Return etcd's answer to a RangeRequest; raises what gRPC raises."""
+        return self.kv.Range(self.rpc.RangeRequest(**fields), timeout_s, metadata=LEADER)
+
     def close(self) -> None:
         self._channel.close()
+
+
+def compare(rpc: Any, key: str, result: Any, **revision: int) -> Any:
+    """Return what etcd is to compare of a key: its create_revision or its mod_revision."""
+    target = rpc.Compare.CREATE if "create_revision" in revision else rpc.Compare.MOD
+    return rpc.Compare(key=encode_key(key), target=target, result=result, **revision)
 
 
 class Transaction:
@@ -3714,6 +3724,7 @@ class Transaction:
         self, checks: Sequence[Check], puts: Sequence[Put], deletes: Sequence[str], seen: int
     ) -> None:
         self._checks, self._puts, self._deletes = tuple(checks), tuple(puts), tuple(deletes)
+        self._written = [*(put.key for put in puts), *deletes]
         self._seen = seen
         self.lost = False  # a try was sent and its answer never came
 
@@ -3725,7 +3736,7 @@ class Transaction:
             success=[*self._build_puts(rpc), *self._build_deletes(rpc)],
             failure=[
                 rpc.RequestOp(request_range=rpc.RangeRequest(key=encode_key(key)))
-                for key in self._list_keys()
+                for key in dict.fromkeys([*(check.key for check in self._checks), *self._written])
             ],
         )
         return wire.kv.Txn(request, timeout_s, metadata=LEADER)
@@ -3748,28 +3759,16 @@ class Transaction:
         self._seen = answer.header.revision
         return None
 
-    def _list_keys(self) -> Iterator[str]:
-        checked, put = [check.key for check in self._checks], [put.key for put in self._puts]
-        yield from dict.fromkeys([*checked, *put, *self._deletes])
-
     def _build_checks(self, rpc: Any) -> Iterator[Any]:
-        for check in self._checks:
-            key = encode_key(check.key)
-            if check.create_revision is not None:
-                target, field = rpc.Compare.CREATE, {"create_revision": check.create_revision}
-                yield rpc.Compare(result=rpc.Compare.EQUAL, target=target, key=key, **field)
-            if check.mod_revision is not None:
-                target, field = rpc.Compare.MOD, {"mod_revision": check.mod_revision}
-                yield rpc.Compare(result=rpc.Compare.EQUAL, target=target, key=key, **field)
+        for key, created, changed in self._checks:
+            if created is not None:
+                yield compare(rpc, key, rpc.Compare.EQUAL, create_revision=created)
+            if changed is not None:
+                yield compare(rpc, key, rpc.Compare.EQUAL, mod_revision=changed)
 
     def _build_guards(self, rpc: Any) -> Iterator[Any]:
-        for key in [*(put.key for put in self._puts), *self._deletes]:
-            yield rpc.Compare(
-                result=rpc.Compare.LESS,
-                target=rpc.Compare.MOD,
-                key=encode_key(key),
-                mod_revision=self._seen + 1,
-            )
+        for key in self._written:
+            yield compare(rpc, key, rpc.Compare.LESS, mod_revision=self._seen + 1)
 
     def _build_puts(self, rpc: Any) -> Iterator[Any]:
         for put in self._puts:
@@ -3855,14 +3854,13 @@ class NearRevision:
         return None
 
 
-class Mesh:
-    """etcd as one thing, on whichever of the masters answers.
+class Masters:
+    """etcd as gRPC reaches it: calls and streams, on whichever of the masters answers.
 
     endpoints: "ip:port" of masters to begin with; the others are learnt from the member list.
-    near: this machine's own etcd, if it has one: the quickest to say which revision it is.
     Every call blocks up to timeout_s (10 s), 1.5 s per try, and raises MeshDown when no master
-    answered, or Unsure when a change was sent and nobody knows whether it was done.
-    Thread 'members' follows the member list; on_members is called there with each new one.
+    answered. Thread 'members' follows the member list; on_members is called there with each new
+    one.
     """
 
     def __init__(
@@ -3871,18 +3869,15 @@ class Mesh:
         *,
         stop: threading.Event,
         on_members: Callable[[tuple[str, ...]], None] | None = None,
-        timeout_s: float = DEADLINE_S,
-        near: HostPort | None = None,
     ) -> None:
-        self.timeout_s = timeout_s
-        self._near = NearRevision(near) if near else None
+        self.timeout_s = DEADLINE_S
         self._stop, self._closed, self._on_members = stop, threading.Event(), on_members
         self._seeds = tuple(sorted(set(endpoints)))
         self._lock = threading.Lock()  # guards _retired and _streams
         self._retired: list[tuple[float, Wire]] = []
         self._streams: set[Any] = set()
         self._seen = 0  # a racing older value costs one more try of a transaction, no more
-        self._cluster_id = 0
+        self.cluster_id = 0  # of the cluster we follow, 0 before the first answer
         self._voters = 0
         self.mark = ""  # what MARK says, "" until it was read; written by thread 'members'
         self.renewed = False  # MARK has another word by now: what we saw may be undone
@@ -3891,17 +3886,205 @@ class Mesh:
         self._wire = Wire(self._etcd3, self._seeds)
         spawn("members", self._follow_members, stop)
 
+    def members(self) -> list[Member]:
+        """Return etcd's members, learners and unstarted ones too. Needs no quorum."""
+        answer = self._call(
+            lambda wire, try_s: wire.cluster.MemberList(wire.rpc.MemberListRequest(), try_s)
+        )
+        found = [build_member(member) for member in answer.members]
+        self._voters = sum(not member.learner for member in found)
+        return found
+
+    def read_mark(self) -> None:
+        """Read MARK and notice a recovery, by which the cluster id may be another. Blocks."""
+        wire = self._wire
+        try:
+            answer = wire.range(TRY_S, key=encode_key(MARK))
+        except wire.errors as error:
+            raise self._build_down(read_fault(error).text, TRY_S) from error
+        mark = next((kv.value.decode("utf-8", "replace") for kv in answer.kvs), "")
+        self.mark = self.mark or mark
+        if mark != self.mark and mark.partition("/")[0] == self.mark.partition("/")[0]:
+            self.renewed = True
+
+    def stream(self, prefix: str, start_revision: int) -> Any:
+        """Yield the answers of a watch call, from a revision on; raises MeshDown when it breaks.
+
+        It is a generator, whose close() ends the call.
+        """
+        wire, key = self._wire, encode_key(prefix)
+        create = wire.rpc.WatchCreateRequest(
+            key=key or b"\0", range_end=find_prefix_end(key), start_revision=start_revision
+        )
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        requests.put(wire.rpc.WatchRequest(create_request=create))
+        stream: Any = None
+        try:
+            stream = wire.watch.Watch(iter(requests.get, None), metadata=LEADER)
+            with self._lock:
+                self._streams.add(stream)
+            if self.closed:
+                stream.cancel()
+            for answer in stream:
+                self._note(answer.header)
+                yield answer
+        except wire.errors as error:
+            raise self._build_down(read_fault(error).text, 0) from error
+        finally:
+            requests.put(None)  # ends gRPC's thread that reads the requests
+            if stream is not None:
+                stream.cancel()
+            with self._lock:
+                self._streams.discard(stream)
+
+    @property
+    def closed(self) -> bool:
+        """Say whether close() was called."""
+        return self._closed.is_set()
+
+    def close(self) -> None:
+        """End threads 'members' and 'watch', and the channels. Calls then raise MeshDown."""
+        self._closed.set()
+        self._cancel_streams()
+        with self._lock:
+            wires = [self._wire, *(wire for _, wire in self._retired)]
+            self._retired.clear()
+        for wire in wires:
+            wire.close()
+
+    # ---- private
+
+    def _call(
+        self,
+        send: Callable[[Wire, float], Any],
+        timeout_s: float | None = None,
+        on_fault: Callable[[Fault], None] | None = None,
+    ) -> Any:
+        """Return the answer of whichever master gives one first; each try is a new choice."""
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline, pause = time.monotonic() + timeout_s, 0.02
+        while True:
+            left = deadline - time.monotonic()
+            wire = self._wire
+            try:
+                answer = send(wire, max(0.05, min(TRY_S, left)))
+                self._note(answer.header)
+                return answer
+            except wire.errors as error:
+                fault = read_fault(error)
+                if not fault.transient:
+                    raise self._build_refusal(fault.text) from error
+                if on_fault:
+                    on_fault(fault)
+                if self.closed or time.monotonic() + pause > deadline:
+                    raise self._build_down(fault.text, timeout_s) from error
+            self._closed.wait(pause)
+            pause = min(pause * 2, 0.5)
+
+    def _note(self, header: Any) -> None:
+        if self.cluster_id and header.cluster_id != self.cluster_id:
+            raise MeshDown(
+                f"a master in {', '.join(self.endpoints)} belongs to another arpanet (cluster "
+                f"{header.cluster_id:x}, ours is {self.cluster_id:x}); try: arpanet master status"
+            )
+        self.cluster_id = header.cluster_id
+        self._seen = max(self._seen, header.revision)
+
+    def _build_down(self, text: str, timeout_s: float) -> MeshDown:
+        cause, tried = find_cause(text), ", ".join(self.endpoints)
+        if self.closed:
+            return MeshDown("the connection to the masters was closed")
+        quorum = f"; needs {self._voters // 2 + 1} of {self._voters}" if self._voters > 1 else ""
+        within = f" in {timeout_s:.0f} s" if timeout_s else ""
+        return MeshDown(
+            f"no master answered{within} (tried {tried}{quorum}): {cause}; "
+            "try: arpanet master status"
+        )
+
+    def _build_refusal(self, text: str) -> MeshDown | LostClaim:
+        if "lease not found" in text:
+            return LostClaim("the lease has run out, and what was held on it is gone")
+        if "database space exceeded" in text:
+            return MeshDown(
+                "etcd is full and refuses changes; its history is dropped to make room, which may "
+                f"take a moment; if it stays full, {MORE_ROOM}"
+            )
+        return MeshDown(f"etcd refused: {text}")
+
+    def _follow_members(self) -> None:
+        due = 0.0
+        while not (self._stop.is_set() or self._closed.wait(0.5)):
+            self._close_retired()
+            if len(self.endpoints) > 1 and time.monotonic() < due:
+                continue
+            due = time.monotonic() + 5
+            try:
+                self.read_mark()
+                self._adopt([m.client for m in self.members() if m.client and not m.learner])
+            except MeshDown as error:
+                if not self.closed:
+                    log.debug("member list: %s", error)
+                    self._adopt([*self.endpoints, *self._seeds])
+        self._cancel_streams()
+
+    def _adopt(self, endpoints: Iterable[str]) -> None:
+        """Thread: members. Watches on the old channel resume on the new one when it is closed."""
+        known = tuple(sorted(set(endpoints)))
+        good = known == self.endpoints and self._wire.stamp == identity_stamp()
+        if not known or good or self.closed:
+            return
+        wire = Wire(self._etcd3, known)
+        with self._lock:
+            self._retired.append((time.monotonic() + 2 * TRY_S, self._wire))
+            self._wire, self.endpoints = wire, known
+        log.info("masters are now %s", " ".join(known))
+        if self._on_members:
+            self._on_members(known)
+
+    def _close_retired(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            old = [wire for due, wire in self._retired if due <= now]
+            self._retired = [(due, wire) for due, wire in self._retired if due > now]
+        for wire in old:
+            wire.close()
+
+    def _cancel_streams(self) -> None:
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.cancel()
+
+
+class Mesh(Masters):
+    """The keys of an arpanet: reading, changing and following them, and leases to hold them on.
+
+    near: this machine's own etcd, if it has one: the quickest to say which revision it is.
+    A call raises Unsure when a change was sent and nobody knows whether it was done.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        stop: threading.Event,
+        on_members: Callable[[tuple[str, ...]], None] | None = None,
+        near: HostPort | None = None,
+    ) -> None:
+        super().__init__(endpoints, stop=stop, on_members=on_members)
+        self._near = NearRevision(near) if near else None
+
+    def close(self) -> None:
+        """Close what is open; calls then raise MeshDown."""
+        super().close()
+        if self._near:
+            self._near.close()
+
     # ---- reading
 
     def read(self, key: str) -> Entry | None:
         """Return the key as it is now, or None. Blocks; raises MeshDown without quorum."""
-
-        def send(wire: Wire, timeout_s: float) -> Any:
-            request = wire.rpc.RangeRequest(key=encode_key(key))
-            return wire.kv.Range(request, timeout_s, metadata=LEADER)
-
-        answer = self._call(send, self.timeout_s)
-        return next((build_entry(kv) for kv in answer.kvs), None)
+        return next(map(build_entry, self._range(key=encode_key(key)).kvs), None)
 
     def read_prefix(self, prefix: str) -> tuple[int, list[Entry]]:
         """Return the revision and all entries under prefix as of it, in key order.
@@ -3912,7 +4095,7 @@ class Mesh:
         key, end = encode_key(prefix) or b"\0", find_prefix_end(encode_key(prefix))
         revision, entries = 0, list[Entry]()
         while True:
-            answer = self._read_page(key, end, revision)
+            answer = self._range(key=key, range_end=end, limit=PAGE, revision=revision)
             revision = revision or answer.header.revision
             entries.extend(build_entry(kv) for kv in answer.kvs)
             if not answer.more:
@@ -3924,31 +4107,8 @@ class Mesh:
 
         Blocks up to timeout_s; raises MeshDown without quorum.
         """
-        near = self._near.read(self._cluster_id) if self._near and self._cluster_id else 0
-        if near:
-            return near
-
-        def send(wire: Wire, timeout_s: float) -> Any:
-            request = wire.rpc.RangeRequest(key=b"\0", count_only=True)
-            return wire.kv.Range(request, timeout_s, metadata=LEADER)
-
-        answer = self._call(send, self.timeout_s if timeout_s is None else timeout_s)
-        return int(answer.header.revision)
-
-    def members(self) -> list[Member]:
-        """Return etcd's members, learners and unstarted ones too. Needs no quorum."""
-
-        def send(wire: Wire, timeout_s: float) -> Any:
-            return wire.cluster.MemberList(wire.rpc.MemberListRequest(), timeout_s)
-
-        found = [build_member(member) for member in self._call(send, self.timeout_s).members]
-        self._voters = sum(not member.learner for member in found)
-        return found
-
-    @property
-    def cluster_id(self) -> int:
-        """Return the id of the cluster we follow, 0 before the first answer."""
-        return self._cluster_id
+        near = self._near.read(self.cluster_id) if self._near and self.cluster_id else 0
+        return near or int(self._range(timeout_s, key=b"\0", count_only=True).header.revision)
 
     # ---- changing
 
@@ -4045,30 +4205,30 @@ class Mesh:
             request = wire.rpc.LeaseGrantRequest(TTL=ttl_s)
             return wire.lease.LeaseGrant(request, timeout_s, metadata=LEADER)
 
-        return int(self._call(send, self.timeout_s).ID)
+        return int(self._call(send).ID)
 
-    def refresh(self, lease: int, timeout_s: float | None = None) -> int:
+    def refresh(self, lease: int, timeout_s: float) -> int:
         """Keep the lease for another ttl; return that in seconds, 0 when it has run out."""
 
         def send(wire: Wire, timeout_s: float) -> Any:
             requests = iter([wire.rpc.LeaseKeepAliveRequest(ID=lease)])
             return next(iter(wire.lease.LeaseKeepAlive(requests, timeout_s, metadata=LEADER)))
 
-        return int(self._call(send, self.timeout_s if timeout_s is None else timeout_s).TTL)
+        return int(self._call(send, timeout_s).TTL)
 
-    def revoke(self, lease: int, timeout_s: float = 3.0) -> None:
-        """End the lease, and with it its keys; one that has run out is fine."""
+    def revoke(self, lease: int) -> None:
+        """End the lease, and with it its keys; one that has run out is fine. Blocks up to 3 s."""
 
         def send(wire: Wire, timeout_s: float) -> Any:
             request = wire.rpc.LeaseRevokeRequest(ID=lease)
             return wire.lease.LeaseRevoke(request, timeout_s, metadata=LEADER)
 
         try:
-            self._call(send, timeout_s)
+            self._call(send, 3.0)
         except LostClaim:
             log.debug("lease %x had run out before it was revoked", lease)
 
-    # ---- watching, closing
+    # ---- watching
 
     def watch(
         self,
@@ -4087,99 +4247,10 @@ class Mesh:
         follower = Follower(self, prefix, on_reset, on_events, stop)
         return spawn("watch", follower.run, stop)
 
-    def close(self) -> None:
-        """End threads 'members' and 'watch', and the channels. Calls then raise MeshDown."""
-        self._closed.set()
-        self._cancel_streams()
-        if self._near:
-            self._near.close()
-        with self._lock:
-            wires = [self._wire, *(wire for _, wire in self._retired)]
-            self._retired.clear()
-        for wire in wires:
-            wire.close()
-
-    # ---- for Follower
-
-    @property
-    def closed(self) -> bool:
-        """Say whether close() was called."""
-        return self._closed.is_set()
-
-    def open_stream(self, prefix: str, start_revision: int, requests: Any) -> Any:
-        """Return the running watch call, from start_revision on; end it with close_stream."""
-        wire = self._wire
-        key = encode_key(prefix)
-        create = wire.rpc.WatchCreateRequest(
-            key=key or b"\0", range_end=find_prefix_end(key), start_revision=start_revision
-        )
-        requests.put(wire.rpc.WatchRequest(create_request=create))
-        try:
-            stream = wire.watch.Watch(iter(requests.get, None), metadata=LEADER)
-        except wire.errors as error:
-            raise self._build_down(read_fault(error).text, 0) from error
-        with self._lock:
-            self._streams.add(stream)
-        if self.closed:
-            stream.cancel()
-        return stream
-
-    def read_stream(self, stream: Any) -> Iterator[Any]:
-        """Yield the answers of a watch call; raises MeshDown when it breaks."""
-        try:
-            for answer in stream:
-                self._note(answer.header)
-                yield answer
-        except self._wire.errors as error:
-            raise self._build_down(read_fault(error).text, 0) from error
-
-    def close_stream(self, stream: Any, requests: Any) -> None:
-        """End a watch call."""
-        requests.put(None)  # ends gRPC's thread that reads the requests
-        stream.cancel()
-        with self._lock:
-            self._streams.discard(stream)
-
-    def read_mark(self) -> None:
-        """Read MARK and notice a recovery, by which the cluster id may be another. Blocks."""
-        wire = self._wire
-        request = wire.rpc.RangeRequest(key=encode_key(MARK))
-        try:
-            answer = wire.kv.Range(request, TRY_S, metadata=LEADER)
-        except wire.errors as error:
-            raise self._build_down(read_fault(error).text, TRY_S) from error
-        mark = next((kv.value.decode("utf-8", "replace") for kv in answer.kvs), "")
-        self.mark = self.mark or mark
-        if mark != self.mark and mark.partition("/")[0] == self.mark.partition("/")[0]:
-            self.renewed = True
-
     # ---- private
 
-    def _call(
-        self,
-        send: Callable[[Wire, float], Any],
-        timeout_s: float,
-        on_fault: Callable[[Fault], None] | None = None,
-    ) -> Any:
-        """Return the answer of whichever master gives one first; each try is a new choice."""
-        deadline, pause = time.monotonic() + timeout_s, 0.02
-        while True:
-            left = deadline - time.monotonic()
-            wire = self._wire
-            try:
-                answer = send(wire, max(0.05, min(TRY_S, left)))
-                self._note(answer.header)
-                return answer
-            except wire.errors as error:
-                fault = read_fault(error)
-                if not fault.transient:
-                    raise self._build_refusal(fault.text) from error
-                if on_fault:
-                    on_fault(fault)
-                if self.closed or time.monotonic() + pause > deadline:
-                    raise self._build_down(fault.text, timeout_s) from error
-            self._closed.wait(pause)
-            pause = min(pause * 2, 0.5)
+    def _range(self, timeout_s: float | None = None, **fields: Any) -> Any:
+        return self._call(lambda wire, try_s: wire.range(try_s, **fields), timeout_s)
 
     def _transact(
         self, checks: Sequence[Check], puts: Sequence[Put], deletes: Sequence[str]
@@ -4200,90 +4271,9 @@ class Mesh:
             if time.monotonic() > deadline:
                 raise self._build_down("the keys are changed all the time", self.timeout_s)
 
-    def _read_page(self, key: bytes, end: bytes, revision: int) -> Any:
-        def send(wire: Wire, timeout_s: float) -> Any:
-            request = wire.rpc.RangeRequest(key=key, range_end=end, limit=PAGE, revision=revision)
-            return wire.kv.Range(request, timeout_s, metadata=LEADER)
-
-        return self._call(send, self.timeout_s)
-
-    def _note(self, header: Any) -> None:
-        if self._cluster_id and header.cluster_id != self._cluster_id:
-            raise MeshDown(
-                f"a master in {', '.join(self.endpoints)} belongs to another arpanet (cluster "
-                f"{header.cluster_id:x}, ours is {self._cluster_id:x}); try: arpanet master status"
-            )
-        self._cluster_id = header.cluster_id
-        self._seen = max(self._seen, header.revision)
-
-    def _build_down(self, text: str, timeout_s: float) -> MeshDown:
-        cause, tried = find_cause(text), ", ".join(self.endpoints)
-        if self.closed:
-            return MeshDown("the connection to the masters was closed")
-        quorum = f"; needs {self._voters // 2 + 1} of {self._voters}" if self._voters > 1 else ""
-        within = f" in {timeout_s:.0f} s" if timeout_s else ""
-        return MeshDown(
-            f"no master answered{within} (tried {tried}{quorum}): {cause}; "
-            "try: arpanet master status"
-        )
-
-    def _build_refusal(self, text: str) -> MeshDown | LostClaim:
-        if "lease not found" in text:
-            return LostClaim("the lease has run out, and what was held on it is gone")
-        if "database space exceeded" in text:
-            return MeshDown(
-                "etcd is full and refuses changes; its history is dropped to make room, which may "
-                f"take a moment; if it stays full, {MORE_ROOM}"
-            )
-        return MeshDown(f"etcd refused: {text}")
-
     def _build_unsure(self, puts: Sequence[Put], deletes: Sequence[str], why: str) -> Unsure:
         keys = ", ".join([*(put.key for put in puts), *deletes])
         return Unsure(f"the change of {keys} was sent and may or may not have been done: {why}")
-
-    def _follow_members(self) -> None:
-        due = 0.0
-        while not (self._stop.is_set() or self._closed.wait(0.5)):
-            self._close_retired()
-            if len(self.endpoints) > 1 and time.monotonic() < due:
-                continue
-            due = time.monotonic() + 5
-            try:
-                self.read_mark()
-                self._adopt([m.client for m in self.members() if m.client and not m.learner])
-            except MeshDown as error:
-                if not self.closed:
-                    log.debug("member list: %s", error)
-                    self._adopt([*self.endpoints, *self._seeds])
-        self._cancel_streams()
-
-    def _adopt(self, endpoints: Iterable[str]) -> None:
-        """Thread: members. Watches on the old channel resume on the new one when it is closed."""
-        known = tuple(sorted(set(endpoints)))
-        good = known == self.endpoints and self._wire.stamp == identity_stamp()
-        if not known or good or self.closed:
-            return
-        wire = Wire(self._etcd3, known)
-        with self._lock:
-            self._retired.append((time.monotonic() + 2 * TRY_S, self._wire))
-            self._wire, self.endpoints = wire, known
-        log.info("masters are now %s", " ".join(known))
-        if self._on_members:
-            self._on_members(known)
-
-    def _close_retired(self) -> None:
-        now = time.monotonic()
-        with self._lock:
-            old = [wire for due, wire in self._retired if due <= now]
-            self._retired = [(due, wire) for due, wire in self._retired if due > now]
-        for wire in old:
-            wire.close()
-
-    def _cancel_streams(self) -> None:
-        with self._lock:
-            streams = list(self._streams)
-        for stream in streams:
-            stream.cancel()
 
 
 class Follower:
@@ -4321,14 +4311,10 @@ class Follower:
         return revision
 
     def _follow(self, revision: int) -> None:
-        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        stream = self._mesh.open_stream(self._prefix, revision + 1, requests)
-        try:
-            for answer in self._mesh.read_stream(stream):
+        with contextlib.closing(self._mesh.stream(self._prefix, revision + 1)) as answers:
+            for answer in answers:
                 if self._stop.is_set() or not self._take(answer, revision):
                     return
-        finally:
-            self._mesh.close_stream(stream, requests)
 
     def _take(self, answer: Any, start: int) -> bool:
         """Hand one answer on; False when the stream is to be opened again."""
@@ -4362,6 +4348,12 @@ class Follower:
         return Event(decode_key(event.kv.key), entry, event.kv.mod_revision)
 
 
+def same_machine(mine: bytes, found: bytes) -> bool:
+    """Return whether two rows were written by one machine."""
+    return bool(read_value(mine)["machine"] == read_value(found).get("machine"))
+
+
+RENEW_S = 3.0
 NO_LEASE = "this master has no lease in etcd at the moment; try: arpanet master status"
 
 
@@ -4370,10 +4362,10 @@ class Lease:
 
     The lease is refreshed each ttl_s/3; one that ran out (a long cut) is granted again and the
     keys are published again. A key of the same owner (an earlier process of this machine) is
-    taken over; another owner's is left alone: publish() raises Conflict, and the thread calls
-    on_taken and tries again, for the other may go.
+    taken over; another owner's is left alone: publish() raises Conflict, and the thread tries
+    again, for the other may go.
 
-    keys: key -> value. is_same_owner(mine, found): whether a found value is also of this machine.
+    keys: key -> value, JSON that says of which machine it is.
     ttl_s: 10 or more (an election and two lost tries take 5). Thread: lease.
     """
 
@@ -4384,11 +4376,8 @@ class Lease:
         *,
         stop: threading.Event,
         ttl_s: int = 10,
-        is_same_owner: Callable[[bytes, bytes], bool] = lambda mine, found: mine == found,
-        on_taken: Callable[[Entry], None] | None = None,
     ) -> None:
         self._mesh, self._stop, self.ttl_s = mesh, stop, ttl_s
-        self._is_same_owner, self._on_taken = is_same_owner, on_taken
         self._lock = threading.Lock()  # guards _keys
         self._keys = dict(keys)
         self._ended, self._wake = threading.Event(), threading.Event()
@@ -4430,10 +4419,10 @@ class Lease:
             self._keys.update(keys)
         self._wake.set()
 
-    def renew(self, lost: int, wait_s: float = 3.0) -> None:
+    def renew(self, lost: int) -> None:
         """Have another lease than one that was lost. Blocks; raises MeshDown. Thread: any."""
         self._wake.set()
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + RENEW_S
         while self.lease in (0, lost):
             if self._ended.wait(0.02) or time.monotonic() > deadline:
                 raise MeshDown(NO_LEASE)
@@ -4502,9 +4491,7 @@ class Lease:
             if found and found.lease == self.lease and found.value == value:
                 return
             mine = not found or found.lease == self.lease
-            if found and not mine and not self._is_same_owner(value, found.value):
-                if self._on_taken:
-                    self._on_taken(found)
+            if found and not mine and not same_machine(value, found.value):
                 raise Conflict(f"{key} is held by another machine: {found.value.decode()}")
             check = Check(key, mod_revision=found.mod_revision if found else 0)
             if self._mesh.commit([check], [Put(key, value, self.lease)]):
@@ -11717,7 +11704,6 @@ class Slave:
             self._alive(""),
             stop=self._stop,
             ttl_s=max(10, int(settings.lease_s)),
-            is_same_owner=same_machine,
         )
         self._ending.callback(self.presence.stop)
         self.presence.publish()
@@ -12292,7 +12278,6 @@ class Master:
             {key_of("masters", settings.hostname): dump_json(row)},
             stop=self._halt,
             ttl_s=max(10, int(settings.lease_s)),
-            is_same_owner=same_machine,
         )
         self._ending.callback(self.presence.stop)
         try:
@@ -12303,11 +12288,6 @@ class Master:
         self.presence.start()
         self.node.presence = self.presence
         self.node.wait_view(self.node.mesh.read_revision())
-
-
-def same_machine(mine: bytes, found: bytes) -> bool:
-    """Return whether two rows were written by one machine."""
-    return bool(read_value(mine)["machine"] == read_value(found).get("machine"))
 
 
 # ==== Authority ==============================================================

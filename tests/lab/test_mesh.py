@@ -302,25 +302,17 @@ def test_a_lease_is_published_again_and_ends_with_stop(mesh: Mesh, stop: threadi
 
 
 def test_a_lease_leaves_another_machines_key_alone(mesh: Mesh, stop: threading.Event) -> None:
-    taken: list[Entry] = []
-    mesh.write("/t/alive", b"h2 earlier", lease=mesh.grant(60))
-
-    def make(value: bytes) -> Lease:
-        return Lease(
-            mesh,
-            {"/t/alive": value},
-            stop=stop,
-            is_same_owner=lambda mine, found: mine[:2] == found[:2],
-            on_taken=taken.append,
-        )
-
-    stranger, heir = make(b"h3"), make(b"h2 now")
-    with pytest.raises(Conflict, match="held by another machine: h2 earlier"):
+    mesh.write("/t/alive", b'{"machine":"h2"}', lease=mesh.grant(60))
+    now = b'{"machine":"h2","now":1}'
+    stranger, heir = (
+        Lease(mesh, {"/t/alive": value}, stop=stop) for value in (b'{"machine":"h3"}', now)
+    )
+    with pytest.raises(Conflict, match='held by another machine: {"machine":"h2"}'):
         stranger.publish()
-    assert not stranger.alive and [entry.value for entry in taken] == [b"h2 earlier"]
+    assert not stranger.alive
     heir.publish()
     entry = mesh.read("/t/alive")
-    assert heir.alive and entry and (entry.value, entry.lease) == (b"h2 now", heir.lease)
+    assert heir.alive and entry and (entry.value, entry.lease) == (now, heir.lease)
     heir.stop()
     stranger.stop()
 
