@@ -10607,30 +10607,33 @@ def own_facts(view: View, settings: Settings, role: str) -> dict[str, Any]:
     }
 
 
-def ask_facts(
-    address: HostPort, path: str, timeout_s: float = 3 * DIAL_S, name: str = ""
-) -> dict[str, Any]:
+def ask_facts(address: HostPort, path: str, name: str = "") -> dict[str, Any]:
     """Return a member's facts, with how far its clock is ahead of ours. Raises as http_json()."""
-    facts = http_json(address, "GET", path, timeout_s, name=name)
+    facts = http_json(address, "GET", path, 3 * DIAL_S, name=name)
     if not isinstance(facts, dict) or "clock_s" not in facts:
         raise OSError(f"{address} is no member of an arpanet of this version")
     return {**facts, "skew_s": facts["clock_s"] - utc_now().timestamp()}
 
 
+def gather_facts(calls: Mapping[str, Callable[[], Facts]]) -> dict[str, Facts]:
+    """Return the facts of each member that is asked, or why it does not answer."""
+    found = gather(calls)
+    for name, answer in found.items():
+        if isinstance(answer, OSError):
+            found[name] = {"error": find_reason(answer)}
+        elif isinstance(answer, Exception):
+            found[name] = {"error": str(answer)}
+    return found
+
+
 def ask_host_facts(view: View) -> dict[str, Facts]:
     """Return the facts of each living host, or why it does not answer."""
-    asked = {
-        h.name: functools.partial(ask_facts, h.agent, "/doctor", name=h.name)
-        for h in view.living_hosts()
-    }
-    return {name: facts_or_error(answer) for name, answer in gather(asked).items()}
-
-
-def facts_or_error(answer: Any) -> Facts:
-    """Return the facts that gather() got, or those of a member that does not answer."""
-    if isinstance(answer, OSError):
-        return {"error": find_reason(answer)}
-    return {"error": str(answer)} if isinstance(answer, Exception) else answer
+    return gather_facts(
+        {
+            h.name: functools.partial(ask_facts, h.agent, "/doctor", h.name)
+            for h in view.living_hosts()
+        }
+    )
 
 
 def ask_engine(path: str) -> str:
@@ -10659,24 +10662,18 @@ def find_clashes(view: View) -> dict[str, list[str]]:
     return {name: sorted(hosts) for name, hosts in sorted(where.items()) if len(hosts) > 1}
 
 
-def verdict(faults: Iterable[Finding], well: str) -> list[Finding]:
-    """Return the faults, or that all is well."""
-    return list(faults) or [Finding(True, well)]
+def judge(faults: Iterable[tuple[str, str]], well: str) -> list[Finding]:
+    """Return a finding for each fault, told with its cure, or that all is well."""
+    return [Finding(False, *fault) for fault in faults] or [Finding(True, well)]
 
 
 def check_here(here: Doubts) -> list[Finding]:
     """Judge the machine where doctor is typed."""
     runs = [f"the {role} runs as process {pid}" for role, pid in here.running.items()]
     well = f"on this machine {' and '.join(runs) or 'no master and no slave is to run'}"
-    faults = [
-        Finding(
-            False,
-            f"the {role} of this machine does not run",
-            f"start it: systemctl start arpanet-{role}, or: arpanet {role} start",
-        )
-        for role in here.idle
-    ]
-    return verdict([*faults, *(Finding(False, fault) for fault in here.faults)], well)
+    cure = "start it: systemctl start arpanet-{0}, or: arpanet {0} start"
+    idle = [(f"the {role} of this machine does not run", cure.format(role)) for role in here.idle]
+    return judge([*idle, *((fault, "") for fault in here.faults)], well)
 
 
 def check_masters(masters: Sequence[Facts]) -> list[Finding]:
@@ -10684,45 +10681,46 @@ def check_masters(masters: Sequence[Facts]) -> list[Finding]:
     masters = sorted(masters, key=lambda m: str(m["name"]))
     voters = [m for m in masters if not m["learner"]]
     well = [m["name"] for m in voters if m["answers"]]
-    faults = [
-        Finding(
-            False, f"master {m['name'] or '?'} ({m['ip']}) is down", "on it: arpanet master start"
-        )
-        for m in masters
-        if not m["answers"]
-    ]
+    count = f"{len(well)} of {len(voters)} masters answer"
+    cure = "on it: arpanet master start"
+    down = [m for m in masters if not m["answers"]]
+    faults = [(f"master {m['name'] or '?'} ({m['ip']}) is down", cure) for m in down]
     if len(well) * 2 <= len(voters):
-        told = f"{len(well)} of {len(voters)} masters answer: no majority, nothing can be changed"
-        faults.insert(0, Finding(False, told, "start those that are down"))
-    return verdict(faults, f"{len(well)} of {len(voters)} masters answer: {', '.join(well)}")
+        told = f"{count}: no majority, nothing can be changed"
+        faults.insert(0, (told, "start those that are down"))
+    return judge(faults, f"{count}: {', '.join(well)}")
 
 
 def check_hosts(hosts: Sequence[Facts]) -> list[Finding]:
     """Judge the rows of hosts in master status."""
     if not hosts:
         return [Finding(False, "there is no Docker host", "on each one: arpanet slave start")]
-    faults = [
-        Finding(False, f"host {h['name']} ({h['ip']}) is down", "on it: arpanet slave start")
-        for h in hosts
-        if not h["alive"]
-    ]
-    return verdict(faults, f"{len(hosts)} hosts are up: {', '.join(h['name'] for h in hosts)}")
+    down = [f"host {h['name']} ({h['ip']}) is down" for h in hosts if not h["alive"]]
+    well = f"{len(hosts)} hosts are up: {', '.join(h['name'] for h in hosts)}"
+    return judge([(told, "on it: arpanet slave start") for told in down], well)
 
 
 def check_reach(facts: Mapping[str, Facts]) -> list[Finding]:
     """Judge who reaches whom."""
-    cure = "look for a firewall between them"
-    silent = [
-        Finding(False, f"{who} does not answer: {f['error']}", cure)
-        for who, f in facts.items()
-        if "error" in f
-    ]
+    silent = [f"{who} does not answer: {f['error']}" for who, f in facts.items() if "error" in f]
     shut = [
-        Finding(False, f"{who} does not reach {door}: {why}", cure)
+        f"{who} does not reach {door}: {why}"
         for who, f in facts.items()
         for door, why in f.get("shut", {}).items()
     ]
-    return verdict([*silent, *shut], "all masters and slaves reach each other")
+    faults = [(told, "look for a firewall between them") for told in (*silent, *shut)]
+    return judge(faults, "all masters and slaves reach each other")
+
+
+SAME = (  # facts that must be the same everywhere
+    ("version", "the version of arpanet", "install the newest one on all"),
+    ("link_subnet", "the links' network", "set ARPANET_LINK_SUBNET alike"),
+    (
+        "trust",
+        "the list of trusted authorities",
+        "put the same ca.pem on all; the masters take it one after the other",
+    ),
+)
 
 
 def check_same(facts: Mapping[str, Facts], field: str, what: str, cure: str) -> list[Finding]:
@@ -10741,42 +10739,35 @@ def check_clocks(facts: Mapping[str, Facts]) -> list[Finding]:
     """Judge the clocks by the one in the middle: times of events and logs are compared."""
     skews = {who: f["skew_s"] for who, f in facts.items() if "skew_s" in f}
     middle = sorted(skews.values())[len(skews) // 2] if skews else 0.0
-    faults = [
-        Finding(
-            False,
-            f"the clock of {who} is {abs(skew - middle):.0f} s "
-            f"{'ahead of' if skew > middle else 'behind'} the others",
-            "on it: timedatectl set-ntp true",
-        )
-        for who, skew in skews.items()
-        if abs(skew - middle) > MOST_SKEW_S
+    off = {who: skew - middle for who, skew in skews.items() if abs(skew - middle) > MOST_SKEW_S}
+    told = [
+        f"the clock of {who} is {abs(s):.0f} s {'ahead of' if s > 0 else 'behind'} the others"
+        for who, s in off.items()
     ]
-    return verdict(faults, "the clocks agree")
+    return judge([(words, "on it: timedatectl set-ntp true") for words in told], "the clocks agree")
 
 
 def check_disks(facts: Mapping[str, Facts]) -> list[Finding]:
     """Judge the room for what is kept: etcd stops on a full disk."""
     free = {who: f["free_bytes"] for who, f in facts.items() if "free_bytes" in f}
     faults = [
-        Finding(
-            False, f"{who} has {bytes_ // 10**6} MB free in {facts[who]['state_dir']}", "make room"
-        )
+        (f"{who} has {bytes_ // 10**6} MB free in {facts[who]['state_dir']}", "make room")
         for who, bytes_ in free.items()
         if bytes_ < LEAST_FREE_BYTES
     ]
     least = min(free.values(), default=0) // 10**9
-    return verdict(faults, f"there is room on the disks: {least} GB or more")
+    return judge(faults, f"there is room on the disks: {least} GB or more")
 
 
 def check_complaints(facts: Mapping[str, Facts]) -> list[Finding]:
     """Judge what members say of engines, of the route for links, and of their certificates."""
     faults = [
-        Finding(False, f"{who}: {f[field]}", cure)
+        (f"{who}: {f[field]}", cure)
         for field, cure in COMPLAINTS.items()
         for who, f in facts.items()
         if f.get(field)
     ]
-    return verdict(faults, "the engines answer, and the links' network is routed")
+    return judge(faults, "the engines answer, and the links' network is routed")
 
 
 COMPLAINTS = {
@@ -10788,41 +10779,22 @@ COMPLAINTS = {
 
 def check_names(clashes: Mapping[str, Sequence[str]]) -> list[Finding]:
     """Judge the names of containers: one that was made without arpanet may be there twice."""
+    cure = "remove or rename one: docker rename {}@{} NEWNAME"
     faults = [
-        Finding(
-            False,
-            f"the name {name} is on {', '.join(hosts)}",
-            f"remove or rename one: docker rename {name}@{hosts[-1]} NEWNAME",
-        )
+        (f"the name {name} is on {', '.join(hosts)}", cure.format(name, hosts[-1]))
         for name, hosts in clashes.items()
     ]
-    return verdict(faults, "no container's name is there twice")
-
-
-def check_slaves(facts: Mapping[str, Facts]) -> list[Finding]:
-    """Judge what can be said without a master."""
-    return [*check_reach(facts), *check_complaints(facts)]
+    return judge(faults, "no container's name is there twice")
 
 
 def check_network(report: Facts, facts: Mapping[str, Facts]) -> list[Finding]:
     """Judge an arpanet by a master's report and by what each member says."""
+    everyone = {**facts, "this command": {"version": __version__}}
     return [
         *check_masters(report["masters"]),
         *check_hosts(report["hosts"]),
         *check_reach(facts),
-        *check_same(
-            {**facts, "this command": {"version": __version__}},
-            "version",
-            "the version of arpanet",
-            "install the newest one on all",
-        ),
-        *check_same(facts, "link_subnet", "the links' network", "set ARPANET_LINK_SUBNET alike"),
-        *check_same(
-            facts,
-            "trust",
-            "the list of trusted authorities",
-            "put the same ca.pem on all; the masters take it one after the other",
-        ),
+        *(finding for row in SAME for finding in check_same(everyone, *row)),
         *check_complaints(facts),
         *check_clocks(facts),
         *check_disks(facts),
@@ -12937,7 +12909,8 @@ def run_doctor(settings: Settings) -> list[Finding]:
         silent = "; ".join(f"{who}: {f['error']}" for who, f in masters.items())
         cure = "start one: arpanet master start, or say where they are: ARPANET_MASTERS=IP,IP"
         found.append(Finding(False, f"no master answers ({silent})", cure))
-        return [*found, *(f for f in check_slaves(slaves) if not f.well)]
+        without = [*check_reach(slaves), *check_complaints(slaves)]  # a master
+        return [*found, *(f for f in without if not f.well)]
     facts = {f"master {who}": answer for who, answer in masters.items()} | slaves
     return [*found, *check_network(report, facts)]
 
@@ -12961,7 +12934,7 @@ def ask_facts_at(settings: Settings, ips: Iterable[str]) -> dict[str, Facts]:
     """Return the facts of the masters at some addresses, or why they do not answer."""
     path = "/arpanet/doctor"
     calls = {ip: functools.partial(ask_facts, HostPort(ip, settings.api_port), path) for ip in ips}
-    return {ip: facts_or_error(answer) for ip, answer in gather(calls).items()}
+    return gather_facts(calls)
 
 
 def ask_slaves(settings: Settings, reports: Mapping[str, Facts], here: bool) -> dict[str, Facts]:
@@ -12985,8 +12958,7 @@ def ask_slaves(settings: Settings, reports: Mapping[str, Facts], here: bool) -> 
             break
     if not reports and here:
         agent = HostPort(settings.ip, settings.agent_port)
-        own = gather({settings.hostname: functools.partial(ask_facts, agent, "/doctor")})
-        found = {name: facts_or_error(answer) for name, answer in own.items()}
+        found = gather_facts({settings.hostname: functools.partial(ask_facts, agent, "/doctor")})
     return {f"slave {name}": facts for name, facts in found.items()}
 
 
