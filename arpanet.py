@@ -4297,18 +4297,15 @@ class Follower:
         while not (self._stop.is_set() or self._mesh.closed):
             try:
                 if self._revision is None:
-                    self._revision = self._read_all()
+                    revision, entries = self._mesh.read_prefix(self._prefix)
+                    self._on_reset(revision, entries)
+                    self._revision = revision
                 self._follow(self._revision)
             except MeshDown as error:
                 if not self._broken and not self._stop.is_set() and not self._mesh.closed:
                     log.info("watch broke at revision %s: %s", self._revision, error)
                 self._broken = True
                 self._stop.wait(0.1)
-
-    def _read_all(self) -> int:
-        revision, entries = self._mesh.read_prefix(self._prefix)
-        self._on_reset(revision, entries)
-        return revision
 
     def _follow(self, revision: int) -> None:
         with contextlib.closing(self._mesh.stream(self._prefix, revision + 1)) as answers:
@@ -4366,7 +4363,7 @@ class Lease:
     again, for the other may go.
 
     keys: key -> value, JSON that says of which machine it is.
-    ttl_s: 10 or more (an election and two lost tries take 5). Thread: lease.
+    ttl_s: 10 at least (an election and two lost tries take 5). Thread: lease.
     """
 
     def __init__(
@@ -4375,9 +4372,9 @@ class Lease:
         keys: Mapping[str, bytes],
         *,
         stop: threading.Event,
-        ttl_s: int = 10,
+        ttl_s: float = 0,
     ) -> None:
-        self._mesh, self._stop, self.ttl_s = mesh, stop, ttl_s
+        self._mesh, self._stop, self.ttl_s = mesh, stop, max(10, int(ttl_s))
         self._lock = threading.Lock()  # guards _keys
         self._keys = dict(keys)
         self._ended, self._wake = threading.Event(), threading.Event()
@@ -9180,6 +9177,7 @@ LEAVE_S = 20.0
 SILENT_S = 5.0  # one that leaves takes another for dead after this time
 STOP_S = 10.0
 NOTE_S = 5.0
+ALONE_S = 60.0  # for etcd to answer after a recovery
 ROOM_S = 20.0  # between two tries to make room
 TURN, TURN_S = PREFIX + "turns/etcd", 60
 MAX_BACKOFF_S = 30.0
@@ -9600,18 +9598,17 @@ def end_turn(client: str, lease: str) -> None:
             ask_gateway(client, "lease/revoke", {"ID": lease})
 
 
-def renew_mark(client: str, mark: str) -> None:
-    """Change the word in the mark, so that all begin anew who saw what may be undone now."""
-    value = f"{mark.partition('/')[0]}/{uuid.uuid4().hex}"
-    ask_gateway(client, "kv/put", {"key": encode_text(MARK), "value": encode_text(value)})
-
-
 class MemberList(NamedTuple):
     """The list of one cluster, and who gave it."""
 
     via: str
     cluster: int
     members: tuple[Member, ...]
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Return the addresses of those that have started once."""
+        return tuple(member.client for member in self.members if member.client)
 
 
 def fetch_members(client: str) -> MemberList:
@@ -9624,9 +9621,9 @@ def fetch_members(client: str) -> MemberList:
         raise GatewayDown(f"{client}: answers, but not as etcd does") from error
 
 
-def fetch_status(client: str, timeout_s: float = 1.0) -> Any:
+def fetch_status(client: str) -> Any:
     """Return etcd's own status: header.member_id, leader, version. Raises as ask_gateway."""
-    return ask_gateway(client, "maintenance/status", timeout_s=timeout_s)
+    return ask_gateway(client, "maintenance/status", timeout_s=1.0)
 
 
 def read_status(clients: Sequence[str]) -> list[MemberStatus]:
@@ -9912,8 +9909,7 @@ class Admission:
         try:
             self._require_arpanet(listing.via)
             if step.action == "start":
-                clients = tuple(member.client for member in listing.members if member.client)
-                return Admitted(listing.cluster, clients, step.initial)
+                return Admitted(listing.cluster, listing.clients, step.initial)
             if step.action == "remove":
                 self._tell("removing a member whose data is gone from the list")
                 ask_gateway(listing.via, "cluster/member/remove", {"ID": str(step.target)})
@@ -10088,19 +10084,17 @@ class EtcdMember:
             self._state = MemberState()
         return left == "gone"
 
-    # ---- private: joining
+    # ---- private: becoming ready
 
     def _start(self, cluster_state: str, initial: str, token: str = "arpanet") -> None:
         self.child.start(cluster_state, initial, token)
         self._restart_at, self.ready = 0.0, False
 
-    # ---- private: becoming ready
-
     def _wait_ready(self, wait_s: float) -> bool:
         deadline = time.monotonic() + wait_s
         while not self._stop.is_set() and time.monotonic() < deadline:
             if self.child.find_exit() is not None:
-                if self._was_removed():
+                if self.child.was_removed() and self._list_others():
                     return self._join_afresh(deadline - time.monotonic())
                 raise EtcdDied(self.child.describe_death())
             try:
@@ -10144,8 +10138,7 @@ class EtcdMember:
             raise GatewayDown(f"what answers at {self.place.client} is not our etcd")
         if me.peer_url != self.place.peer_url:
             raise Conflict(describe_other_url(self.place, me.peer_url))
-        clients = tuple(member.client for member in listing.members if member.client)
-        self._save(MemberState(cluster, my_id, clients))
+        self._save(MemberState(cluster, my_id, listing.clients))
         return me
 
     def _note_members(self) -> None:
@@ -10154,9 +10147,8 @@ class EtcdMember:
         except MeshDown as error:
             log.debug("member list: %s", error)
             return
-        clients = tuple(member.client for member in listing.members if member.client)
-        if clients:
-            self._save(self._state._replace(peers=clients))
+        if listing.clients:
+            self._save(self._state._replace(peers=listing.clients))
 
     def _mind_room(self) -> str:
         if time.monotonic() < self._room_at:
@@ -10180,7 +10172,7 @@ class EtcdMember:
         return turn.said
 
     def _revive(self) -> str:
-        if self._was_removed():
+        if self.child.was_removed() and self._list_others():
             joined = self._join_afresh(30)
             return "was removed by the other masters, and joined again" if joined else ""
         if not self._restart_at:
@@ -10192,9 +10184,6 @@ class EtcdMember:
             self.child.require_startable()
             self._start("existing", self.place.alone)
         return ""
-
-    def _was_removed(self) -> bool:
-        return self.child.was_removed() and bool(self._list_others())
 
     def _join_afresh(self, wait_s: float) -> bool:
         self._tell("the other masters removed this one; joining again with empty data")
@@ -10313,11 +10302,11 @@ def set_data_aside(place: MemberPlace) -> None:
             place.data_dir.rename(place.old_dir)
 
 
-def is_open(client: str) -> bool:
-    """Say whether anything accepts a connection at client within half a second."""
+def is_open(client: str, timeout_s: float = 0.5) -> bool:
+    """Say whether anything accepts a connection at client ("ip:port")."""
     ip, _, port = client.rpartition(":")
     try:
-        socket.create_connection((ip, int(port)), 0.5).close()
+        dial((ip, int(port)), timeout_s).close()
     except OSError:
         return False
     return True
@@ -10448,12 +10437,12 @@ def recover_member(place: MemberPlace, snapshot: str) -> None:
     place.state_path.unlink(missing_ok=True)  # whom to ask is known anew with the next start
 
 
-def wait_alone(child: EtcdChild, wait_s: float = 60) -> None:
+def wait_alone(child: EtcdChild) -> None:
     """Wait until etcd is the only member, and note the recovery in it.
 
     Raises EtcdDied, MeshDown; Conflict where it is not an arpanet's.
     """
-    client, deadline = child.place.client, time.monotonic() + wait_s
+    client, deadline = child.place.client, time.monotonic() + ALONE_S
     while True:
         if child.find_exit() is not None:
             raise EtcdDied(child.describe_death())
@@ -10464,7 +10453,9 @@ def wait_alone(child: EtcdChild, wait_s: float = 60) -> None:
             if members[0].peer_url != child.place.peer_url:  # it had no TLS then, say
                 moved = {"ID": str(members[0].id), "peerURLs": [child.place.peer_url]}
                 ask_gateway(client, "cluster/member/update", moved)
-            renew_mark(client, mark)
+            # another word in the mark: all begin anew who saw what may be undone now
+            value = f"{mark.partition('/')[0]}/{uuid.uuid4().hex}"
+            ask_gateway(client, "kv/put", {"key": encode_text(MARK), "value": encode_text(value)})
             return
         except MeshDown:
             if time.monotonic() > deadline:
@@ -10925,9 +10916,6 @@ class Publisher:
         self._own.pop(container_id, None)
         return revision or view.revision
 
-    def _name_value(self, container_id: str) -> bytes:
-        return dump_json({"host": self._host, "id": container_id})
-
     def _release_name(self, name: str, container_id: str) -> int:
         entry = self._node.mesh.read(key_of("names", name))
         if entry is None:
@@ -10946,15 +10934,16 @@ class Publisher:
         holder = holder_of(entry.value) if entry else None
         if deserves_name(view, container, holder):
             check = Check(key, mod_revision=entry.mod_revision if entry else 0)
-            self._node.mesh.commit([check], [Put(key, self._name_value(container.id))])
+            value = dump_json({"host": self._host, "id": container.id})
+            self._node.mesh.commit([check], [Put(key, value)])
 
 
-def connect_engine(path: str, timeout_s: int = 30) -> Any:
+def connect_engine(path: str) -> Any:
     """Return a docker.APIClient for this machine's engine. Raises EngineDown with what to do."""
     import docker
 
     try:
-        return docker.APIClient(base_url=f"unix://{path}", version="auto", timeout=timeout_s)
+        return docker.APIClient(base_url=f"unix://{path}", version="auto", timeout=30)
     except (docker.errors.DockerException, OSError) as e:
         cause = "nothing is there" if not os.path.exists(path) else str(e.__context__ or e)
         raise EngineDown(
@@ -11671,12 +11660,7 @@ class Slave:
             self.node.sync_view()
             return self._register()
         mesh.write(key, row)
-        self.presence = Lease(
-            mesh,
-            self._alive(""),
-            stop=self._stop,
-            ttl_s=max(10, int(settings.lease_s)),
-        )
+        self.presence = Lease(mesh, self._alive(""), stop=self._stop, ttl_s=settings.lease_s)
         self._ending.callback(self.presence.stop)
         self.presence.publish()
         self.node.wait_view(mesh.read_revision())
@@ -11793,7 +11777,8 @@ def known_masters(settings: Settings) -> tuple[str, ...]:
 
     Raises Usage when there are none.
     """
-    own = [settings.ip] if settings.ip and port_answers(settings.ip, settings.api_port) else []
+    here = f"{settings.ip}:{settings.api_port}"
+    own = [settings.ip] if settings.ip and is_open(here, 1.0) else []
     found = tuple(dict.fromkeys([*settings.masters, *own, *met_masters(settings)]))
     if not found:
         raise Usage(
@@ -11810,15 +11795,6 @@ def met_masters(settings: Settings) -> tuple[str, ...]:
     except (OSError, ValueError):  # it is root's alone, or damaged
         met = []
     return tuple(dict.fromkeys([*settings.masters, *map(str, met)]))
-
-
-def port_answers(ip: str, port: int, timeout_s: float = 1.0) -> bool:
-    """Return whether something accepts connections there."""
-    try:
-        dial((ip, port), timeout_s).close()
-    except OSError:
-        return False
-    return True
 
 
 def remember_masters(settings: Settings, ips: Iterable[str]) -> None:
@@ -12208,15 +12184,10 @@ class Master:
         names = {m.ip: m for m in view.masters.values()}
         masters = [
             {
-                "name": row.name,
-                "ip": row.ip,
-                "leader": row.leader,
-                "learner": row.learner,
+                **row._asdict(),
                 "answers": row.answers and row.ip in names,
                 "id": f"{row.id:x}",
                 "etcd": row.version,
-                "size_bytes": row.size_bytes,
-                "alarms": row.alarms,
                 "version": names[row.ip].version if row.ip in names else "",
             }
             for row in self.member.status()
@@ -12245,12 +12216,8 @@ class Master:
             "version": __version__,
             "machine": machine_id(settings),
         }
-        self.presence = Lease(
-            self.node.mesh,
-            {key_of("masters", settings.hostname): dump_json(row)},
-            stop=self._halt,
-            ttl_s=max(10, int(settings.lease_s)),
-        )
+        keys = {key_of("masters", settings.hostname): dump_json(row)}
+        self.presence = Lease(self.node.mesh, keys, stop=self._halt, ttl_s=settings.lease_s)
         self._ending.callback(self.presence.stop)
         try:
             self.presence.publish()
