@@ -1473,29 +1473,45 @@ def dial_member(address: Address, timeout_s: float = 5.0, name: str = "") -> soc
     return tls
 
 
-def http_json(
-    address: Address, method: str, path: str, timeout_s: float, body: Any = None, name: str = ""
-) -> Any:
+@contextlib.contextmanager
+def http_answer(
+    address: Address,
+    method: str,
+    path: str,
+    timeout_s: float | None,
+    body: Any = None,
+    name: str = "",
+) -> Iterator[http.client.HTTPResponse]:
+    """Give the answer of a member of this arpanet, its head read. Raises OSError.
+
+    body: None for none, else it goes as JSON. name: the HOSTNAME of who is to answer, where it
+    is known.
+    """
+    payload = b"" if body is None else dump_json(body)
+    headers = [("Connection", "close"), ("Content-Length", str(len(payload)))]
+    with contextlib.closing(dial_member(address, timeout_s or 5.0, name)) as sock:
+        sock.settimeout(timeout_s)
+        send_request(sock, method, path, headers, payload)
+        with contextlib.closing(read_response(sock, method)) as response:
+            yield response
+
+
+def http_json(address: Address, method: str, path: str, timeout_s: float, name: str = "") -> Any:
     """Return the JSON that a server of ours answers. Raises OSError, EngineError with its words.
 
     name: the HOSTNAME of who is to answer, where it is known.
     """
-    payload = b"" if body is None else dump_json(body)
-    headers = [("Connection", "close"), ("Content-Length", str(len(payload)))]
-    with contextlib.closing(dial_member(address, timeout_s, name)) as sock:
-        sock.settimeout(timeout_s)
-        send_request(sock, method, path, headers, payload)
-        with contextlib.closing(read_response(sock, method)) as response:
-            text = b""
-            try:
-                text = response.read()
-                answer = json.loads(text or b"null")
-            except (http.client.HTTPException, ValueError) as e:
-                said = ascii(text[:100].decode("latin-1")) if text else repr(e)
-                raise OSError(f"{address} does not speak arpanet: {said}") from e
-            if response.status >= 400:
-                message = answer.get("message", "") if isinstance(answer, dict) else ""
-                raise EngineError(response.status, message or f"status {response.status}")
+    with http_answer(address, method, path, timeout_s, name=name) as response:
+        text = b""
+        try:
+            text = response.read()
+            answer = json.loads(text or b"null")
+        except (http.client.HTTPException, ValueError) as e:
+            said = ascii(text[:100].decode("latin-1")) if text else repr(e)
+            raise OSError(f"{address} does not speak arpanet: {said}") from e
+        if response.status >= 400:
+            message = answer.get("message", "") if isinstance(answer, dict) else ""
+            raise EngineError(response.status, message or f"status {response.status}")
     return answer
 
 
@@ -1943,15 +1959,8 @@ def container_record(summary: Mapping[str, Any], details: Mapping[str, Any]) -> 
     """Return what a slave publishes: from the engine's list entry and its inspect."""
     state = details.get("State") or {}
     kept = (
-        "Status",
-        "Running",
-        "Paused",
-        "Restarting",
-        "Dead",
-        "ExitCode",
-        "StartedAt",
-        "FinishedAt",
-    )
+        "Status", "Running", "Paused", "Restarting", "Dead", "ExitCode", "StartedAt", "FinishedAt",
+    )  # fmt: skip
     host_config = details.get("HostConfig") or {}
     networks = (details.get("NetworkSettings") or {}).get("Networks") or {}
     return {
@@ -4500,26 +4509,11 @@ class Lease:
 # truth about a container's state, its images and its volumes' contents; etcd is
 # the truth about names, placements, links and volume pins.
 
-HOP_HEADERS = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "expect",
-        "host",
-        "proxy-connection",
-        "content-length",
-    )
-)
-STREAM_TYPES = (
-    "application/vnd.docker.raw-stream",
-    "application/vnd.docker.multiplexed-stream",
-)
-
-
+HOP_HEADERS = frozenset((
+    "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect", "host",
+    "proxy-connection", "content-length",
+))  # fmt: skip
+STREAM_TYPES = tuple(f"application/vnd.docker.{kind}-stream" for kind in ("raw", "multiplexed"))
 OnCut = Callable[[Callable[[], None]], None]  # is given what ends a request
 REACH_S, TRY_REACH_S = 3.0, 1.2  # to reach an engine: the one that is needed, or one of several
 
@@ -10814,9 +10808,10 @@ class Daemon(Protocol):
 Say = Callable[[str], None]  # tells the person who waits what is waited for
 STEP_S = 1.0
 PUBLISHERS = 4
-PUBLISH_ON = frozenset(
-    ("create", "start", "die", "pause", "unpause", "rename", "update", "destroy", "restart", "oom")
-)
+PUBLISH_ON = frozenset((
+    "create", "start", "die", "pause", "unpause", "rename", "update", "destroy", "restart", "oom",
+    "health_status",
+))  # fmt: skip
 
 
 class Published(NamedTuple):
@@ -11749,7 +11744,7 @@ class Slave:
                 self._adopt_volume(actor["ID"])
             elif action == "destroy":
                 self._volumes -= {actor["ID"]}
-        elif action in PUBLISH_ON or action == "health_status":
+        elif action in PUBLISH_ON:
             self.publisher.ask(actor["ID"])
 
 
@@ -13161,17 +13156,12 @@ def open_master(
     settings: Settings, method: str, path: str, body: Any, timeout_s: float | None
 ) -> Iterator[http.client.HTTPResponse]:
     """Give the response of a master that answers. Raises MeshDown, EngineError with its words."""
-    master, payload = find_master(settings), b"" if body is None else dump_json(body)
-    headers = [("Connection", "close"), ("Content-Length", str(len(payload)))]
+    master = find_master(settings)
     try:
-        with contextlib.closing(dial_member(master)) as sock:
-            sock.settimeout(timeout_s)
-            send_request(sock, method, path, headers, payload)
-            with contextlib.closing(read_response(sock, method)) as response:
-                if response.status >= 400:
-                    message = json.loads(response.read())["message"]
-                    raise EngineError(response.status, message)
-                yield response
+        with http_answer(master, method, path, timeout_s, body) as response:
+            if response.status >= 400:
+                raise EngineError(response.status, json.loads(response.read())["message"])
+            yield response
     except (OSError, ValueError, http.client.HTTPException) as e:
         raise MeshDown(f"the answer of the master at {master} broke off ({e}); try again") from e
 
@@ -13528,6 +13518,12 @@ ROLES = {
     "host": "Show the hosts, and say which of them take containers",
     "image": "Put images where they will be needed",
     "ca": "Make certificates for TLS",
+    "docker": "Run the docker client against a living master",
+    "place": "Show where docker run would put a container, and why",
+    "move": "Move a container to another host, under its name",
+    "doctor": "Show what is wrong with this machine and its arpanet",
+    "help": "Show what there is to know about a topic",
+    "completion": "Show the code that completes arpanet's words in a shell",
 }
 TOLD = {
     ("ca", "issue"): """\
@@ -13580,51 +13576,30 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"arpanet {__version__}")
     roles = parser.add_subparsers(dest="role", metavar="COMMAND", required=True)
     for role, meaning in ROLES.items():
-        verbs = roles.add_parser(role, help=meaning, description=meaning).add_subparsers(
-            dest="verb", metavar="VERB", required=True
-        )
-        for (owner, verb), words in VERBS.items():
-            if owner == role:
-                parser_of_verb = verbs.add_parser(
-                    verb,
-                    help=words,
-                    description=words,
-                    epilog=TOLD.get((role, verb)),
-                    formatter_class=argparse.RawDescriptionHelpFormatter,
-                )
-                add_flags(parser_of_verb, role, verb)
-    words = "Run the docker client against a living master"
-    docker = roles.add_parser("docker", help=words, description=words)
-    explain = "Show where docker run would put a container, and why"
-    add_run_flags(roles.add_parser("place", help=explain, description=explain))
-    words = "Move a container to another host, under its name"
-    move = roles.add_parser("move", help=words, description=words)
-    move.add_argument("name", metavar="NAME", help="A container")
-    move.add_argument("host", metavar="HOST", nargs="?", default="", help="Where to")
-    words = "Copy its volumes along, and remove them where they were"
-    move.add_argument("--with-volumes", action="store_true", help=words)
-    add_flags(move, "move", "")
-    docker.add_argument("arguments", nargs=argparse.REMAINDER, help="What docker gets")
-    add_helpers(roles)
+        command = roles.add_parser(role, help=meaning, description=meaning)
+        owned = {verb: words for (owner, verb), words in VERBS.items() if owner == role}
+        if not owned:
+            add_flags(command, role, "")
+            continue
+        verbs = command.add_subparsers(dest="verb", metavar="VERB", required=True)
+        for verb, words in owned.items():
+            parser_of_verb = verbs.add_parser(
+                verb,
+                help=words,
+                description=words,
+                epilog=TOLD.get((role, verb)),
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            add_flags(parser_of_verb, role, verb)
     return parser
-
-
-def add_helpers(commands: Any) -> None:
-    """Add the commands that belong to no role."""
-    words = "Show what is wrong with this machine and its arpanet"
-    doctor = commands.add_parser("doctor", help=words, description=words)
-    doctor.add_argument("--json", action="store_true", help="Print JSON")
-    words = "Show what there is to know about a topic"
-    topic = commands.add_parser("help", help=words, description=words)
-    topic.add_argument("topic", nargs="?", choices=list(TOPICS), help="What about")
-    words = "Show the code that completes arpanet's words in a shell"
-    shell = commands.add_parser("completion", help=words, description=words)
-    shell.add_argument("shell", choices=["bash", "zsh"], help="Which shell")
 
 
 def add_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
     """Add the flags of a verb: its own, and the settings that it reads."""
-    add_own_flags(parser, role, verb)
+    for name, options in OWN_FLAGS.get((role, verb), {}).items():
+        parser.add_argument(*name.split(), **options)
+    if role in ("docker", "doctor"):
+        return  # what docker gets is not ours, and doctor looks at what the others read
     for row in SETTINGS:
         asked = row.name in ASKED or (row.name in RUNNING and verb in ("leave", "recover"))
         if READS.get(role, role) in row.roles and (verb == "start" or asked):
@@ -13635,35 +13610,6 @@ def add_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
             elif row.metavar.endswith(",…]"):
                 how["action"] = "append"
             parser.add_argument(row.flag, dest=f"set_{row.name}", help=text, **how)
-
-
-def add_own_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
-    """Add the flags and words that are no settings."""
-    if verb == "start":
-        parser.add_argument("--foreground", action="store_true", help="Stay, as systemd wants it")
-    if verb in ("status", "ls", "inspect"):
-        parser.add_argument("--json", action="store_true", help="Print JSON")
-    for name, options in OWN_FLAGS.get((role, verb), {}).items():
-        parser.add_argument(name, **options)
-
-
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """Add those flags of docker run that have a say in where a container goes."""
-    add = parser.add_argument
-    several: dict[str, Any] = {"action": "append", "default": []}
-    add("--dry-run", action="store_true", required=True, help="Make nothing; it never does")
-    add("--json", action="store_true", help="Print JSON")
-    add("--name", default="", help="NAME or NAME@HOST")
-    add("-e", "--env", **several, metavar="ARPANET_…", help="ARPANET_CONSTRAINT1=zone==b, …")
-    add("-l", "--label", **several, metavar="KEY=VALUE", help="A label")
-    add("-m", "--memory", type=parse_size, default=0, metavar="SIZE", help="Memory, like 512m")
-    add("--cpus", type=parse_cpus, default=0, metavar="N", help="CPUs")
-    add("-c", "--cpu-shares", type=int, default=0, metavar="N", help="Shares, 1024 for a CPU")
-    add("-p", "--publish", **several, type=parse_publish, metavar="PORT:PORT", help="A host port")
-    add("-v", "--volume", **several, metavar="NAME:PATH", help="A volume")
-    add("--volumes-from", **several, metavar="NAME", help="A container whose volumes it uses")
-    add("image", nargs="?", default="", metavar="IMAGE", help="Its image")
-    add_flags(parser, "place", "")
 
 
 CERTIFICATES = ("tls", "tlsverify", "tlscacert", "tlscert", "tlskey", "cert_path")
@@ -13678,54 +13624,83 @@ READS = {  # whose settings a command reads that is none of a role
     "place": "client",
     "move": "client",
 }
-A_HOST: Mapping[str, Any] = {"name": {"metavar": "HOST", "help": "Such as h2"}}
-FORGET: Mapping[str, Any] = {
-    "--forget": {"action": "store_true", "help": "Let go of its volumes too"}
-}
+
+
+def told(words: str, metavar: str = "", **how: Any) -> Mapping[str, Any]:
+    """Return what argparse is told of a word or a flag; words: its help."""
+    return {"help": words, **({"metavar": metavar} if metavar else {}), **how}
+
+
+A_HOST = MappingProxyType({"name": told("Such as h2", "HOST")})
+FORGET = MappingProxyType({"--forget": told("Let go of its volumes too", action="store_true")})
+AS_JSON = MappingProxyType({"--json": told("Print JSON", action="store_true")})
+SEVERAL: Mapping[str, Any] = {"action": "append", "default": []}
 OWN_FLAGS: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]] = {
+    **{
+        (role, "start"): {"--foreground": told("Stay, as systemd wants it", action="store_true")}
+        for role in MAKERS
+    },
+    **{(role, "status"): AS_JSON for role in MAKERS},
     ("slave", "leave"): {
-        "--host": {"default": "", "metavar": "NAME", "help": "A dead host (default: this one)"},
+        "--host": told("A dead host (default: this one)", "NAME", default=""),
         **FORGET,
     },
-    ("master", "remove"): {"name": {"metavar": "HOST", "help": "Its name or address"}},
+    ("master", "remove"): {"name": told("Its name or address", "HOST")},
     ("master", "backup"): {
-        "file": {"metavar": "FILE", "help": "The file to write"},
-        "--overwrite": {"action": "store_true", "help": "Replace the file if it is there"},
+        "file": told("The file to write", "FILE"),
+        "--overwrite": told("Replace the file if it is there", action="store_true"),
     },
-    ("master", "recover"): {
-        "--from": {"dest": "snapshot", "default": "", "metavar": "FILE", "help": "A backup"}
-    },
-    **{("host", verb): A_HOST for verb in ("inspect", *ORDERS)},
+    ("master", "recover"): {"--from": told("A backup", "FILE", dest="snapshot", default="")},
+    ("host", "ls"): AS_JSON,
+    ("host", "inspect"): {**AS_JSON, **A_HOST},
+    **{("host", verb): A_HOST for verb in ORDERS},
     ("host", "rm"): {**A_HOST, **FORGET},
     ("host", "label"): {
         **A_HOST,
-        "labels": {
-            "metavar": "KEY=VALUE",
-            "nargs": "+",
-            "help": "Such as zone=b, or zone- to take it away",
-        },
+        "labels": told("Such as zone=b, or zone- to take it away", "KEY=VALUE", nargs="+"),
     },
-    ("ca", "init"): {"ca": {"metavar": "DIR", "help": "Where it is to be kept"}},
+    ("ca", "init"): {"ca": told("Where it is to be kept", "DIR")},
     ("ca", "issue"): {
-        "--ca": {
-            "metavar": "DIR",
-            "default": ".",
-            "help": "What init has made (default: this one)",
-        },
-        "--host": {"type": parse_hostname, "metavar": "NAME", "help": "A machine's HOSTNAME"},
-        "--ip": {"type": parse_ips, "metavar": "IP[,IP…]", "help": "Its ARPANET_IP"},
-        "--client": {"metavar": "NAME", "help": "Somebody who uses the Docker API"},
-        "--days": {
-            "type": parse_count,
-            "default": CERTIFICATE_DAYS,
-            "metavar": "N",
-            "help": f"How long it is good for (default: {CERTIFICATE_DAYS})",
-        },
+        "--ca": told("What init has made (default: this one)", "DIR", default="."),
+        "--host": told("A machine's HOSTNAME", "NAME", type=parse_hostname),
+        "--ip": told("Its ARPANET_IP", "IP[,IP…]", type=parse_ips),
+        "--client": told("Somebody who uses the Docker API", "NAME"),
+        "--days": told(
+            f"How long it is good for (default: {CERTIFICATE_DAYS})",
+            "N",
+            type=parse_count,
+            default=CERTIFICATE_DAYS,
+        ),
     },
     ("image", "spread"): {
-        "image": {"metavar": "IMAGE", "help": "Such as redis:7"},
-        "--to": {"default": "", "metavar": "KEY==VALUE", "help": "Only to such hosts"},
+        "image": told("Such as redis:7", "IMAGE"),
+        "--to": told("Only to such hosts", "KEY==VALUE", default=""),
     },
+    ("docker", ""): {"arguments": told("What docker gets", nargs=argparse.REMAINDER)},
+    ("place", ""): {  # those flags of docker run that have a say in where a container goes
+        "--dry-run": told("Make nothing; it never does", action="store_true", required=True),
+        **AS_JSON,
+        "--name": told("NAME or NAME@HOST", default=""),
+        "-e --env": told("ARPANET_CONSTRAINT1=zone==b, …", "ARPANET_…", **SEVERAL),
+        "-l --label": told("A label", "KEY=VALUE", **SEVERAL),
+        "-m --memory": told("Memory, like 512m", "SIZE", type=parse_size, default=0),
+        "--cpus": told("CPUs", "N", type=parse_cpus, default=0),
+        "-c --cpu-shares": told("Shares, 1024 for a CPU", "N", type=int, default=0),
+        "-p --publish": told("A host port", "PORT:PORT", type=parse_publish, **SEVERAL),
+        "-v --volume": told("A volume", "NAME:PATH", **SEVERAL),
+        "--volumes-from": told("A container whose volumes it uses", "NAME", **SEVERAL),
+        "image": told("Its image", "IMAGE", nargs="?", default=""),
+    },
+    ("move", ""): {
+        "name": told("A container", "NAME"),
+        "host": told("Where to", "HOST", nargs="?", default=""),
+        "--with-volumes": told(
+            "Copy its volumes along, and remove them where they were", action="store_true"
+        ),
+    },
+    ("doctor", ""): AS_JSON,
+    ("help", ""): {"topic": told("What about", nargs="?", choices=list(TOPICS))},
+    ("completion", ""): {"shell": told("Which shell", choices=["bash", "zsh"])},
 }
 
 
