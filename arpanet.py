@@ -7205,13 +7205,12 @@ def make_somewhere(
         try:
             made = make_on(call, view, wish, body, placed, links)
             recipe = Recipe(host, call.query_text, body) if wish.reschedule else None
-            keep_created(call, claim, wish, host, made["Id"], recipe)
+            keep_created(call, claim, wish, view.hosts[host], made["Id"], recipe)
         except Unsure:
             undo.close()
             reserve_name(call.node, wish.name, host)
             raise
         undo.pop_all()
-    publish(call.node, view.hosts[host], made["Id"])
     made["Warnings"] = (made.get("Warnings") or []) + link_warnings(links)
     return json_reply(made, 201)
 
@@ -7480,19 +7479,25 @@ def counted(blocks: Iterable[bytes], note: Callable[[int], object]) -> Iterator[
 
 
 def keep_created(
-    call: Call, claim: Claim, wish: CreateWish, host: str, container_id: str, recipe: Recipe | None
+    call: Call, claim: Claim, wish: CreateWish, host: Host, container_id: str, recipe: Recipe | None
 ) -> None:
-    """Give a new container its name and volumes for good; undo the create when that fails."""
+    """Give a new container its name and volumes for good; undo the create when that fails.
+
+    Its host's slave writes the name together with the container; without a slave we do.
+    """
     node = call.node
     try:
         if recipe:
             node.mesh.write(key_of("recipes", container_id), dump_json(recipe._asdict()))
         for volume in wish.volumes:
-            if not node.view.volumes.get(volume, VolumePin(host, settled=False)).settled:
-                node.mesh.write(key_of("volumes", volume), dump_json({"host": host}))
-        keep_name(node, claim, host, container_id, wish.needs)
+            if not node.view.volumes.get(volume, VolumePin(host.name, settled=False)).settled:
+                node.mesh.write(key_of("volumes", volume), dump_json({"host": host.name}))
+        publish(node, host, container_id)
+        held = node.view.names.get(wish.name)
+        if held is None or (held.host, held.id) != (host.name, container_id):
+            keep_name(node, claim, host.name, container_id, wish.needs)
     except (LostClaim, MeshDown) as e:
-        engine = node.require_engine(node.view, host)
+        engine = node.require_engine(node.view, host.name)
         with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
             engine.send("DELETE", f"/containers/{container_id}?v=1", timeout_s=30.0).read()
         if isinstance(e, LostClaim):
@@ -10808,6 +10813,7 @@ class Daemon(Protocol):
 Say = Callable[[str], None]  # tells the person who waits what is waited for
 STEP_S = 1.0
 PUBLISHERS = 4
+EVENT_S = 0.03  # that an event's news waits for a master who asks for them
 PUBLISH_ON = frozenset((
     "create", "start", "die", "pause", "unpause", "rename", "update", "destroy", "restart", "oom",
     "health_status",
@@ -10825,7 +10831,9 @@ class Published(NamedTuple):
 class Publisher:
     """Writes a host's containers to the mesh; the news of one container stay in order.
 
-    Threads publish-N share the containers by id; each id is always with the same one.
+    Threads publish-N share the containers by id; each id is always with the same one. A master
+    that changes a container asks for it right after, so what an event tells waits EVENT_S: one
+    look at the engine serves both.
     """
 
     def __init__(self, node: Node, engine: Any, stop: threading.Event) -> None:
@@ -10834,7 +10842,7 @@ class Publisher:
         self._own: dict[str, Published] = {}  # each id is touched by its own thread alone
         self._waiting: dict[str, futures.Future[int]] = {}
         self._lock = threading.Lock()  # guards _waiting
-        self._queues: list[queue.SimpleQueue[str]] = [
+        self._queues: list[queue.SimpleQueue[tuple[str, float]]] = [
             queue.SimpleQueue() for _ in range(PUBLISHERS)
         ]
         self.behind = threading.Event()  # set when something could not be written
@@ -10850,8 +10858,15 @@ class Publisher:
             if known:
                 return known
             asked = self._waiting[container_id] = futures.Future()
-        self._queues[hash(container_id) % PUBLISHERS].put(container_id)
+        self._queue_of(container_id).put((container_id, 0.0))
         return asked
+
+    def note(self, container_id: str) -> None:
+        """Have a container written soon, unless somebody asks for it before."""
+        self._queue_of(container_id).put((container_id, time.monotonic() + EVENT_S))
+
+    def _queue_of(self, container_id: str) -> queue.SimpleQueue[tuple[str, float]]:
+        return self._queues[hash(container_id) % PUBLISHERS]
 
     def forget_all(self) -> None:
         """Write all anew at the next publish_all(): what was written is gone."""
@@ -10866,14 +10881,21 @@ class Publisher:
         for asked in [self.ask(i) for i in sorted(ids)]:
             asked.result(timeout=60)
 
-    def _work(self, ids: queue.SimpleQueue[str]) -> None:
+    def _work(self, ids: queue.SimpleQueue[tuple[str, float]]) -> None:
+        due: dict[str, float] = {}  # each noted container, and when its time comes
         while not self._stop.is_set():
+            now = time.monotonic()
+            for container_id in [i for i, when in due.items() if when <= now]:
+                del due[container_id]
+                self._answer(container_id)
             with contextlib.suppress(queue.Empty):
-                self._answer(ids.get(timeout=STEP_S))
+                wait_s = min((when - now for when in due.values()), default=STEP_S)
+                container_id, when = ids.get(timeout=max(wait_s, 0.0))
+                due[container_id] = min(when, due.get(container_id, when))
 
     def _answer(self, container_id: str) -> None:
         with self._lock:
-            asked = self._waiting.pop(container_id)
+            asked = self._waiting.pop(container_id, None) or futures.Future()
         try:
             asked.set_result(self._publish(container_id))
         except ArpanetError as e:
@@ -10888,14 +10910,19 @@ class Publisher:
             return self._forget(container_id)
         record = dump_json(found)
         own = self._own.get(container_id)
-        self._hold_name(container_of(self._host, container_id, found))
-        if own and own.record == record:
+        name_change = self._take_name(container_of(self._host, container_id, found))
+        if own and own.record == record and not name_change:
             return own.revision
-        name = found["name"]
-        revision = self._node.mesh.write(key_of("containers", self._host, container_id), record)
+        name, mesh = found["name"], self._node.mesh
+        row = Put(key_of("containers", self._host, container_id), record)
+        revision = None
+        if name_change:
+            checks, puts = name_change
+            revision = mesh.commit(checks, [*puts, row])  # None: somebody was first
+        revision = revision or mesh.write(row.key, row.value)
         self._own[container_id] = Published(record, name, revision)
         if own and own.name != name:
-            revision = max(revision, self._release_name(own.name, container_id))
+            revision = max(revision, self._remove([own.name], container_id, []))
         return revision
 
     def _forget(self, container_id: str) -> int:
@@ -10903,34 +10930,37 @@ class Publisher:
         view = self._node.view
         known = self._own.get(container_id) or view.containers.get(container_id)
         names = {n for n, e in view.names.items() if e.id == container_id and e.host == self._host}
-        for name in names | ({known.name} if known else set()):
-            self._release_name(name, container_id)
+        rows = [key_of("containers", self._host, container_id)]
         if container_id in view.recipes:
-            self._node.mesh.delete(key_of("recipes", container_id))
-        revision = self._node.mesh.delete(key_of("containers", self._host, container_id))
+            rows.append(key_of("recipes", container_id))
+        revision = self._remove(names | ({known.name} if known else set()), container_id, rows)
         self._own.pop(container_id, None)
-        return revision or view.revision
+        return revision
 
-    def _release_name(self, name: str, container_id: str) -> int:
-        entry = self._node.mesh.read(key_of("names", name))
-        if entry is None:
-            return 0
-        ours = holder_of(entry.value) == NameEntry(self._host, container_id)
-        return self._node.mesh.delete(entry.key, value=entry.value) if ours else 0
+    def _remove(self, names: Iterable[str], container_id: str, rows: Sequence[str]) -> int:
+        """Delete rows, and those of the names that are the container's; return the revision."""
+        mesh, holder = self._node.mesh, NameEntry(self._host, container_id)
+        while True:
+            found = [mesh.read(key_of("names", name)) for name in names]
+            held = [e for e in found if e and holder_of(e.value) == holder]
+            checks = [Check(e.key, mod_revision=e.mod_revision) for e in held]
+            revision = mesh.commit(checks, [], [*rows, *(e.key for e in held)])
+            if revision is not None:
+                return revision
 
-    def _hold_name(self, container: Container) -> None:
-        """See that the name is the container's: it may have been made without arpanet."""
+    def _take_name(self, container: Container) -> tuple[list[Check], list[Put]] | None:
+        """Return what makes the name the container's; None when it is, or is rightly another's."""
         view, name = self._node.view, container.name
         known = view.names.get(name)
         if known and (known.host, known.id) == (self._host, container.id):
-            return
+            return None
         key = key_of("names", name)
         entry = self._node.mesh.read(key)
         holder = holder_of(entry.value) if entry else None
-        if deserves_name(view, container, holder):
-            check = Check(key, mod_revision=entry.mod_revision if entry else 0)
-            value = dump_json({"host": self._host, "id": container.id})
-            self._node.mesh.commit([check], [Put(key, value)])
+        if not deserves_name(view, container, holder):
+            return None
+        check = Check(key, mod_revision=entry.mod_revision if entry else 0)
+        return [check], [Put(key, dump_json({"host": self._host, "id": container.id}))]
 
 
 def connect_engine(path: str) -> Any:
@@ -11737,7 +11767,7 @@ class Slave:
         if event.get("Type") == "network":
             container_id = (actor.get("Attributes") or {}).get("container", "")
             if action in ("connect", "disconnect") and container_id:
-                self.publisher.ask(container_id)
+                self.publisher.note(container_id)
         elif event.get("Type") == "volume":
             if action == "create" and is_volume_name(actor["ID"]):
                 self._volumes |= {actor["ID"]}
@@ -11745,7 +11775,7 @@ class Slave:
             elif action == "destroy":
                 self._volumes -= {actor["ID"]}
         elif action in PUBLISH_ON:
-            self.publisher.ask(actor["ID"])
+            self.publisher.note(actor["ID"])
 
 
 def machine_id(settings: Settings) -> str:

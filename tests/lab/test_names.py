@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from clients import (
     remove_containers,
     transcript,
 )
-from conftest import HOSTS, docker, eventually, output
+from conftest import HOSTS, docker, etcdctl, eventually, output
 from lab import Lab
 
 SLEEP = ("busybox", "sleep", "1000")
@@ -285,3 +286,25 @@ def test_one_name_on_two_engines_is_reached_as_name_at_host(net: Lab) -> None:
 def _require_listed(net: Lab, names: list[str]) -> None:
     for via in HOSTS:
         assert sorted(output(net, "ps", "--format", "{{.Names}}", via=via).split()) == names
+
+
+def test_a_container_and_its_name_come_and_go_in_one_change(net: Lab) -> None:
+    """A quorum write costs a disk each: a docker run needs the name, both, the start, the end."""
+    host = net["h1"]
+
+    def revisions() -> tuple[int, set[int]]:
+        text = host.run(etcdctl(host, "get", "--prefix", "/arpanet/", "-w", "json")).stdout
+        answer = json.loads(text)
+        rows = {base64.b64decode(row["key"]).decode(): row for row in answer["kvs"]}
+        ours = [r for k, r in rows.items() if k.endswith("/names/once") or f"/{found}" in k]
+        return answer["header"]["revision"], {row["mod_revision"] for row in ours}
+
+    found = "none"
+    before, _ = revisions()
+    found = output(net, "create", "--name", "once", *SLEEP)
+    created, changes = revisions()
+    assert changes == {created}
+    assert created == before + 2
+    docker(net, "rm", "once", via="h2")
+    after, left = revisions()
+    assert (after, left) == (created + 1, set())
