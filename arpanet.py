@@ -10968,7 +10968,9 @@ def connect_engine(path: str) -> Any:
     import docker
 
     try:
-        return docker.APIClient(base_url=f"unix://{path}", version="auto", timeout=30)
+        engine = docker.APIClient(base_url=f"unix://{path}", version="auto", timeout=30)
+        engine.trust_env = False  # else each request looks for a proxy in the environment
+        return engine
     except (docker.errors.DockerException, OSError) as e:
         cause = "nothing is there" if not os.path.exists(path) else str(e.__context__ or e)
         raise EngineDown(
