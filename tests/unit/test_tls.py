@@ -356,9 +356,10 @@ def test_a_member_that_is_not_who_was_dialled_gets_nothing(
     address = HostPort(*server_of(keep, impostor))
     link = link_to(pump, Target(address, b"CONNECT web:80 HTTP/1.1\r\n\r\n", name))
     for _ in range(2):
-        client = connect_to(keep, link)
-        client.sendall(b"secret")
-        assert was_reset(client)
+        with contextlib.suppress(ConnectionResetError):  # on a busy machine before it could send
+            client = connect_to(keep, link)
+            client.sendall(b"secret")
+            assert was_reset(client)
     assert [w for w in warnings_of(caplog) if w.startswith(f"refused {HERE}: {why}")]
     assert len(warnings_of(caplog)) == 1
     with pytest.raises(OSError, match=r"certificate|TLS"):
