@@ -613,6 +613,7 @@ def choose_ip(wanted: str, interfaces: Mapping[str, str]) -> str:
 # a container is.
 
 BLOCK_BYTES = 64 * 1024
+BULK_BYTES = 256 * 1024  # of a stream that is passed on: a quarter less work than by BLOCK_BYTES
 HEAD_LIMIT_BYTES = 1024 * 1024
 
 
@@ -939,7 +940,7 @@ class Body:
     def _counted_blocks(self, length: int) -> Iterator[bytes]:
         left = length
         while left:
-            block = self._reader.read1(min(left, BLOCK_BYTES))
+            block = self._reader.read1(min(left, BULK_BYTES))
             if not block:
                 raise BadRequest(f"the body ended after {length - left} of {length} bytes")
             left -= len(block)
@@ -4643,7 +4644,7 @@ class EngineReply:
     def blocks(self) -> Iterator[bytes]:
         """Yield the body as it comes; blocks. Raises EngineDown when it ends early."""
         try:
-            while block := self.response.read1(BLOCK_BYTES):
+            while block := self.response.read1(BULK_BYTES):
                 yield block
         except (OSError, http.client.HTTPException, ValueError) as e:
             raise self._broken(repr(e)) from e
@@ -4655,7 +4656,7 @@ class EngineReply:
         scanner = ChunkScanner()
         try:
             while not scanner.finished:
-                block = self.response.fp.read1(BLOCK_BYTES)
+                block = self.response.fp.read1(BULK_BYTES)
                 if not block:
                     raise ValueError("the end is missing")
                 scanner.feed(block)
@@ -8888,7 +8889,9 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         try:
             text = self.request.take_head()
             head = (parse_head if len(text) > KNOWN_HEAD_BYTES else parse_known_head)(text)
-            self._reader = io.BufferedReader(Ahead(self.connection, self.request.take_rest()))
+            ahead = Ahead(self.connection, self.request.take_rest())
+            bulk = bool(head.headers.get("Transfer-Encoding"))
+            self._reader = io.BufferedReader(ahead, BULK_BYTES if bulk else io.DEFAULT_BUFFER_SIZE)
             patient = functools.partial(self.connection.settimeout, None)
             body = Body(self._reader, head.headers, patient)
         except BadRequest as e:
