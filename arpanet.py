@@ -206,6 +206,9 @@ class Unsure(Unavailable):
     exit_code = 5
 
 
+NO_HOST = "no host is up; on each Docker host type: arpanet slave start"
+
+
 def no_such_container(name: str) -> NotFound:
     """Return Docker's own words for a container that is not there."""
     return NotFound(f"No such container: {name}")
@@ -5246,6 +5249,32 @@ class Watcher:
         """Close at once whatever is held; must not raise."""
 
 
+class Waiter(Watcher):
+    """A watcher of one descriptor, from when there is something to wait for until leave()."""
+
+    __slots__ = ("pump", "watched")  # what of it, as epoll has it; 0: it is not registered
+
+    def __init__(self, pump: Pump) -> None:
+        self.pump, self.watched = pump, 0
+
+    def watch(self, fd: int, mask: int) -> None:
+        """Be called on these events, and no others."""
+        if not self.watched:
+            self.pump.watchers[fd] = self
+            self.pump.epoll.register(fd, mask)
+        elif mask != self.watched:
+            self.pump.epoll.modify(fd, mask)
+        self.watched = mask
+
+    def leave(self, fd: int) -> None:
+        """Be called no more; the deadline is gone too."""
+        self.pump.due.pop(self, None)
+        if self.watched:
+            del self.pump.watchers[fd]
+            self.pump.epoll.unregister(fd)
+            self.watched = 0
+
+
 def set_linger_0(sock: socket.socket) -> None:
     """Let the close of a socket be a reset: its peer learns at once that bytes may be lost."""
     with contextlib.suppress(OSError):  # closed already: there is nobody to tell
@@ -5709,12 +5738,12 @@ class AgentAnswer(Watcher):
         self.connection.close(broken=True)
 
 
-class Dial(Watcher):
+class Dial(Waiter):
     """A near socket that waits for its target to be reached."""
 
     __slots__ = (
-        "pump", "near", "targets", "counters", "answer", "early", "on_refusal", "far",
-        "connection", "watched", "failed", "target",
+        "near", "targets", "counters", "answer", "early", "on_refusal", "far", "connection",
+        "failed", "target",
     )  # fmt: skip
     target: Target
 
@@ -5722,11 +5751,11 @@ class Dial(Watcher):
         self, pump: Pump, near: socket.socket, targets: Iterable[Target], answer: bytes,
         early: bytes, counters: LinkCounters, on_refusal: OnRefusal,
     ) -> None:  # fmt: skip
-        self.pump, self.near, self.targets, self.counters = pump, near, iter(targets), counters
+        super().__init__(pump)
+        self.near, self.targets, self.counters = near, iter(targets), counters
         self.answer, self.early, self.on_refusal = answer, early, on_refusal
         self.far: socket.socket | None = None
         self.connection: Connection | None = None
-        self.watched = 0  # what of far, as epoll has it
         self.failed = False
 
     def start(self) -> None:
@@ -5797,11 +5826,7 @@ class Dial(Watcher):
     def _watch(self, far: socket.socket, mask: int) -> None:
         if not self.watched:
             self.pump.due[self] = time.monotonic() + CONNECT_S
-            self.pump.watchers[far.fileno()] = self
-            self.pump.epoll.register(far.fileno(), mask)
-        elif mask != self.watched:
-            self.pump.epoll.modify(far.fileno(), mask)
-        self.watched = mask
+        self.watch(far.fileno(), mask)
 
     def _try_again(self, far: socket.socket) -> None:
         if self.far is far:
@@ -5864,17 +5889,17 @@ class Dial(Watcher):
             self.counters.active -= 1
 
 
-class Handshake(Watcher):
+class Handshake(Waiter):
     """Agrees on TLS with a peer that has connected, then hands the TlsSocket over.
 
     settled() gets it, or None: then the peer was refused, and why is logged once.
     """
 
-    __slots__ = ("pump", "sock", "fd", "peer", "settled", "watched")
+    __slots__ = ("sock", "fd", "peer", "settled")
 
     def __init__(self, pump: Pump, sock: TlsSocket, peer: Address, settled: OnShaken) -> None:
-        self.pump, self.sock, self.peer, self.settled = pump, sock, peer, settled
-        self.fd, self.watched = sock.fileno(), 0
+        super().__init__(pump)
+        self.sock, self.fd, self.peer, self.settled = sock, sock.fileno(), peer, settled
 
     def start(self) -> None:
         """Begin with what is there."""
@@ -5886,34 +5911,19 @@ class Handshake(Watcher):
         try:
             self.sock.handshake()
         except BlockingIOError:
-            self._watch(READABLE | (WRITABLE if self.sock.unsent else 0))
+            self.watch(self.fd, READABLE | (WRITABLE if self.sock.unsent else 0))
         except OSError as error:
             self._refuse(str(error), getattr(error.__cause__, "reason", ""))
         else:
-            self._leave()
+            self.leave(self.fd)
             self.settled(self.sock)
-
-    def _watch(self, mask: int) -> None:
-        if not self.watched:
-            self.pump.watchers[self.fd] = self
-            self.pump.epoll.register(self.fd, mask)
-        elif mask != self.watched:
-            self.pump.epoll.modify(self.fd, mask)
-        self.watched = mask
-
-    def _leave(self) -> None:
-        self.pump.due.pop(self, None)
-        if self.watched:
-            del self.pump.watchers[self.fd]
-            self.pump.epoll.unregister(self.fd)
-            self.watched = 0
 
     def expire(self) -> None:
         """Give up: the peer is silent."""
         self._refuse(f"no certificate within {SHAKE_S:g} s")
 
     def _refuse(self, why: str, reason: str = "") -> None:
-        self._leave()
+        self.leave(self.fd)
         self.pump.note_refusal(self.peer, why, news=self.sock.heard)  # a knock is none
         if reason == "HTTP_REQUEST":
             plain = socket.socket(fileno=self.sock.detach())
@@ -5923,28 +5933,27 @@ class Handshake(Watcher):
 
     def abort(self) -> None:
         """Close without a word."""
-        self._leave()
+        self.leave(self.fd)
         self.sock.close()
         self.settled(None)
 
 
-class HeadReader(Watcher):
+class HeadReader(Waiter):
     """Reads one HTTP request head, then hands the socket over."""
 
-    __slots__ = ("pump", "sock", "fd", "peer", "on_head", "got", "watched")
+    __slots__ = ("sock", "fd", "peer", "on_head", "got")
 
     def __init__(self, pump: Pump, sock: socket.socket, peer: Address, on_head: OnHead) -> None:
-        self.pump, self.sock, self.peer, self.on_head = pump, sock, peer, on_head
-        self.fd, self.got, self.watched = sock.fileno(), b"", False
+        super().__init__(pump)
+        self.sock, self.fd, self.peer, self.on_head = sock, sock.fileno(), peer, on_head
+        self.got = b""
 
     def start(self) -> None:
         """Read what is there: where the peer speaks first (TCP_DEFER_ACCEPT), all of it."""
         self.pump.due[self] = time.monotonic() + HEAD_S
         self.event(0)
         if self in self.pump.due:
-            self.pump.watchers[self.fd] = self
-            self.pump.epoll.register(self.fd, READABLE)
-            self.watched = True
+            self.watch(self.fd, READABLE)
 
     def event(self, _events: int) -> None:
         """Read on; at the end of the head let on_head() have the socket."""
@@ -5964,7 +5973,7 @@ class HeadReader(Watcher):
             self.abort()
 
     def _hand_over(self, head: bytes, rest: bytes) -> None:
-        self._leave()
+        self.leave(self.fd)
         try:
             self.on_head(self.sock, self.peer, head, rest)
         except ArpanetError as refusal:
@@ -5973,24 +5982,17 @@ class HeadReader(Watcher):
             log.exception("internal error while answering %s", self.peer)
             say_and_close(self.sock, status_line(500, "internal error"))
 
-    def _leave(self) -> None:
-        self.pump.due.pop(self, None)
-        if self.watched:
-            del self.pump.watchers[self.fd]
-            self.pump.epoll.unregister(self.fd)
-            self.watched = False
-
     def expire(self) -> None:
         """Give up: the head does not end."""
         self._refuse(status_line(408, f"no request within {HEAD_S} s"))
 
     def _refuse(self, words: bytes) -> None:
-        self._leave()
+        self.leave(self.fd)
         say_and_close(self.sock, words)
 
     def abort(self) -> None:
         """Close without a word."""
-        self._leave()
+        self.leave(self.fd)
         self.sock.close()
 
 
@@ -6487,7 +6489,7 @@ def change_hosts(
     """
     answers = ask_hosts(view, method, target, body, timeout_s)
     if not answers:
-        raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
+        raise EngineDown(NO_HOST)
     failures = [a for _, a in sorted(answers.items()) if isinstance(a, (ArpanetError, OSError))]
     other = [f for f in failures if getattr(f, "status", 500) != 404]
     if other:
@@ -6522,7 +6524,7 @@ def first_engine(node: Node, view: View) -> Engine:
     """
     hosts = view.living_hosts()
     if not hosts:
-        raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
+        raise EngineDown(NO_HOST)
     return node.engine(hosts[0])
 
 
@@ -6539,28 +6541,13 @@ def good_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 SUMS = (
-    "Containers",
-    "ContainersRunning",
-    "ContainersPaused",
-    "ContainersStopped",
-    "NCPU",
-    "MemTotal",
-)
+    "Containers", "ContainersRunning", "ContainersPaused", "ContainersStopped", "NCPU", "MemTotal",
+)  # fmt: skip
 ABILITIES = (
-    "MemoryLimit",
-    "SwapLimit",
-    "KernelMemory",
-    "KernelMemoryTCP",
-    "CpuCfsPeriod",
-    "CpuCfsQuota",
-    "CPUShares",
-    "CPUSet",
-    "PidsLimit",
-    "IPv4Forwarding",
-    "BridgeNfIptables",
-    "BridgeNfIp6tables",
+    "MemoryLimit", "SwapLimit", "KernelMemory", "KernelMemoryTCP", "CpuCfsPeriod", "CpuCfsQuota",
+    "CPUShares", "CPUSet", "PidsLimit", "IPv4Forwarding", "BridgeNfIptables", "BridgeNfIp6tables",
     "OomKillDisable",
-)
+)  # fmt: skip
 
 
 def get_info(call: Call) -> Reply:
@@ -6646,7 +6633,7 @@ def open_streams(call: Call, view: View, target: str) -> list[HostEvents]:
         }
     )
     if not asked:
-        raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
+        raise EngineDown(NO_HOST)
     streams, failures = [], []
     for host, reply in sorted(asked.items()):
         if isinstance(reply, Exception):
@@ -6838,7 +6825,7 @@ def get_events(call: Call) -> Reply:
         for host, event in merge_lines(sources, EVENT_WINDOW_S, lambda e: e.get("timeNano", 0)):
             yield name_event(host, event)
 
-    return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
+    return Reply(200, headers=JSON, stream=lines())
 
 
 # ---- containers
@@ -6912,7 +6899,7 @@ def engine_reply(call: Call, container: Container, reply: EngineReply) -> Reply:
     if reply.status < 400 or call.method == "HEAD":
         return Reply(engine=reply)
     words = as_typed(reply.read(), container.id, call.params["container"])
-    return Reply(reply.status, words, (("Content-Type", "application/json"),))
+    return Reply(reply.status, words, JSON)
 
 
 def pass_container(call: Call) -> Reply:
@@ -6950,7 +6937,7 @@ def wait_container(call: Call) -> Reply:
                 publish(call.node, call.node.view.hosts[container.host], container.id)
             yield block
 
-    return Reply(200, headers=(("Content-Type", "application/json"),), stream=blocks())
+    return Reply(200, headers=JSON, stream=blocks())
 
 
 def stats_container(call: Call) -> Reply:
@@ -6966,7 +6953,7 @@ def stats_container(call: Call) -> Reply:
             figures["name"] = f"/{container.full_name}"
             yield dump_json(figures) + b"\n"
 
-    return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
+    return Reply(200, headers=JSON, stream=lines())
 
 
 def claim_rename(call: Call, container: Container, name: str) -> Claim:
@@ -7149,17 +7136,8 @@ def invent_name(view: View) -> str:
 
 
 ADJECTIVES = (
-    "amber",
-    "brave",
-    "calm",
-    "eager",
-    "gentle",
-    "keen",
-    "lively",
-    "proud",
-    "quiet",
-    "swift",
-)
+    "amber", "brave", "calm", "eager", "gentle", "keen", "lively", "proud", "quiet", "swift",
+)  # fmt: skip
 NOUNS = ("badger", "crane", "dolphin", "falcon", "heron", "lynx", "otter", "raven", "tern", "wren")
 
 
@@ -7803,7 +7781,7 @@ def move_container(call: Call) -> Reply:
 
     spawn("move", run)
     lines = (dump_json(state) + b"\n" for state in iter(news.get, None))
-    return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines)
+    return Reply(200, headers=JSON, stream=lines)
 
 
 def check_volume(view: View, source: Engine, container: Container, volume: Cargo) -> Cargo:
@@ -7897,7 +7875,7 @@ def first_answer(view: View, target: str) -> Any:
     """Return the first host's good answer. Raises the most telling failure."""
     answers = ask_hosts(view, "GET", target)
     if not answers:
-        raise EngineDown("no host is up; on each Docker host type: arpanet slave start")
+        raise EngineDown(NO_HOST)
     down = [a for a in answers.values() if isinstance(a, (EngineDown, OSError))]
     good = good_answers(answers)
     if not good and down:
@@ -7997,7 +7975,7 @@ def pull_image(call: Call) -> Reply:
             led = {key: f"{source}: {progress[key]}"} if progress.get(key) else {}
             yield dump_json({**progress, **led}) + b"\r\n"
 
-    return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
+    return Reply(200, headers=JSON, stream=lines())
 
 
 def pass_image(call: Call) -> Reply:
@@ -8072,7 +8050,7 @@ def spread_image(call: Call) -> Reply:
             for state in states:
                 yield dump_json({"host": host.name, "size_bytes": size, **state}) + b"\n"
 
-    return Reply(200, headers=(("Content-Type", "application/json"),), stream=lines())
+    return Reply(200, headers=JSON, stream=lines())
 
 
 def receive(call: Call, host: Host) -> Iterator[dict[str, Any]]:
@@ -9309,19 +9287,16 @@ class MemberStatus(NamedTuple):
     alarms: tuple[str, ...] = ()
 
 
-class JoinStep(NamedTuple):
-    """What to do next to become a member: "remove" or "add" (target), or "start" (initial)."""
+class Step(NamedTuple):
+    """What to do next to join or leave; target is the member that it is done to.
+
+    To join: "remove", "add" or "start" (with that --initial-cluster). To leave: "gone", "last",
+    "start", "remove-dead", "transfer" or "remove-self".
+    """
 
     action: str
     target: int = 0
     initial: str = ""
-
-
-class LeaveStep(NamedTuple):
-    """What to do next: "gone", "last", "start", "remove-dead", "transfer" or "remove-self"."""
-
-    action: str
-    target: int = 0
 
 
 # ---- decisions, pure
@@ -9336,7 +9311,7 @@ def decide_boot(has_data: bool, state: MemberState) -> str:
 
 def decide_join(
     members: Sequence[Member], name: str, peer_url: str, dead_learners: Collection[int] = ()
-) -> JoinStep:
+) -> Step:
     """Return the next step of a machine without data into the cluster with these members.
 
     An entry with our URL that has a name has started once: its disk is gone, and a voter that
@@ -9346,17 +9321,17 @@ def decide_join(
     """
     mine = next((member for member in members if member.peer_url == peer_url), None)
     if mine and mine.name:
-        return JoinStep("remove", mine.id)
+        return Step("remove", mine.id)
     if mine:
         pairs = [(name if m is mine else f"member-{m.id:x}", m.peer_url) for m in members]
-        return JoinStep("start", mine.id, ",".join(f"{key}={url}" for key, url in pairs))
+        return Step("start", mine.id, ",".join(f"{key}={url}" for key, url in pairs))
     dead = [member.id for member in members if member.id in dead_learners]
-    return JoinStep("remove", dead[0]) if dead else JoinStep("add")
+    return Step("remove", dead[0]) if dead else Step("add")
 
 
 def decide_leave(
     members: Sequence[Member], my_id: int, answering: Collection[int], leader: int
-) -> LeaveStep:
+) -> Step:
     """Return the next step of member my_id out of the cluster, without a gap for the rest.
 
     answering: ours too while it runs; where the others have no quorum without it, it must. Where
@@ -9364,20 +9339,20 @@ def decide_leave(
     first (removing it costs 2-7 s of writes).
     """
     if all(member.id != my_id for member in members):
-        return LeaveStep("gone")
+        return Step("gone")
     rest = [member for member in members if member.id != my_id and not member.learner]
     if not rest:
-        return LeaveStep("last")
+        return Step("last")
     living = [member.id for member in rest if member.name and member.id in answering]
     runs = my_id in answering
     if not runs and len(living) < (len(rest) + 1) // 2 + 1:
-        return LeaveStep("start")
+        return Step("start")
     if len(living) < len(rest) // 2 + 1:
         dead = next(member.id for member in rest if member.id not in living)
-        return LeaveStep("remove-dead", dead)
+        return Step("remove-dead", dead)
     if runs and leader == my_id:
-        return LeaveStep("transfer", living[0])
-    return LeaveStep("remove-self", living[0])
+        return Step("transfer", living[0])
+    return Step("remove-self", living[0])
 
 
 def find_last_words(text: str) -> str:

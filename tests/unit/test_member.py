@@ -16,10 +16,9 @@ from arpanet import (
     Conflict,
     GatewayDown,
     GatewayRefused,
-    JoinStep,
-    LeaveStep,
     Member,
     MemberState,
+    Step,
     ask_gateway,
     clean_environment,
     decide_boot,
@@ -66,63 +65,61 @@ def test_a_second_cluster_is_never_booted(
 @pytest.mark.parametrize(
     ("members", "dead", "step"),
     [
-        ([member(1), member(2)], [], JoinStep("add")),
-        ([member(1), member(9)], [], JoinStep("remove", 9)),
-        ([member(1), member(9, learner=True)], [], JoinStep("remove", 9)),
+        ([member(1), member(2)], [], Step("add")),
+        ([member(1), member(9)], [], Step("remove", 9)),
+        ([member(1), member(9, learner=True)], [], Step("remove", 9)),
         (
             [member(1), member(9, "", learner=True)],
             [],
-            JoinStep("start", 9, "member-1=http://10.0.0.1:2380,h9=http://10.0.0.9:2380"),
+            Step("start", 9, "member-1=http://10.0.0.1:2380,h9=http://10.0.0.9:2380"),
         ),
         (
             [member(1), member(2, ""), member(9, "", learner=True)],
             [2],
-            JoinStep(
+            Step(
                 "start",
                 9,
                 "member-1=http://10.0.0.1:2380,member-2=http://10.0.0.2:2380,"
                 "h9=http://10.0.0.9:2380",
             ),
         ),
-        ([member(1), member(2, learner=True)], [], JoinStep("add")),
-        ([member(1), member(2, learner=True)], [2], JoinStep("remove", 2)),
-        ([member(1)], [5], JoinStep("add")),
+        ([member(1), member(2, learner=True)], [], Step("add")),
+        ([member(1), member(2, learner=True)], [2], Step("remove", 2)),
+        ([member(1)], [5], Step("add")),
     ],
 )
-def test_a_machine_without_data_joins(
-    members: list[Member], dead: list[int], step: JoinStep
-) -> None:
+def test_a_machine_without_data_joins(members: list[Member], dead: list[int], step: Step) -> None:
     assert decide_join(members, "h9", "http://10.0.0.9:2380", dead) == step
 
 
 @pytest.mark.parametrize(
     ("members", "answering", "leader", "step"),
     [
-        ([2, 3], [1, 2, 3], 2, LeaveStep("gone")),
-        ([1], [1], 1, LeaveStep("last")),
-        ([1, 2, 3], [1, 2, 3], 1, LeaveStep("transfer", 2)),
-        ([1, 2, 3], [1, 2, 3], 3, LeaveStep("remove-self", 2)),
-        ([1, 2, 3], [1, 3], 3, LeaveStep("remove-dead", 2)),
-        ([1, 2, 3], [1], 0, LeaveStep("remove-dead", 2)),
-        ([1, 2], [1, 2], 2, LeaveStep("remove-self", 2)),
-        ([1, 2, 3, 4], [1, 3, 4], 3, LeaveStep("remove-self", 3)),
-        ([1, 2, 3, 4, 5], [1, 4, 5], 4, LeaveStep("remove-dead", 2)),
+        ([2, 3], [1, 2, 3], 2, Step("gone")),
+        ([1], [1], 1, Step("last")),
+        ([1, 2, 3], [1, 2, 3], 1, Step("transfer", 2)),
+        ([1, 2, 3], [1, 2, 3], 3, Step("remove-self", 2)),
+        ([1, 2, 3], [1, 3], 3, Step("remove-dead", 2)),
+        ([1, 2, 3], [1], 0, Step("remove-dead", 2)),
+        ([1, 2], [1, 2], 2, Step("remove-self", 2)),
+        ([1, 2, 3, 4], [1, 3, 4], 3, Step("remove-self", 3)),
+        ([1, 2, 3, 4, 5], [1, 4, 5], 4, Step("remove-dead", 2)),
         # stopped: the others can do it alone, or not
-        ([1, 2, 3], [2, 3], 1, LeaveStep("remove-self", 2)),
-        ([1, 2], [2], 2, LeaveStep("start")),
-        ([1, 2, 3], [3], 0, LeaveStep("start")),
-        ([1, 2, 3, 4, 5], [3, 4, 5], 3, LeaveStep("remove-self", 3)),
-        ([1], [], 0, LeaveStep("last")),
+        ([1, 2, 3], [2, 3], 1, Step("remove-self", 2)),
+        ([1, 2], [2], 2, Step("start")),
+        ([1, 2, 3], [3], 0, Step("start")),
+        ([1, 2, 3, 4, 5], [3, 4, 5], 3, Step("remove-self", 3)),
+        ([1], [], 0, Step("last")),
     ],
 )
 def test_a_leaving_master_leaves_a_majority(
-    members: list[int], answering: list[int], leader: int, step: LeaveStep
+    members: list[int], answering: list[int], leader: int, step: Step
 ) -> None:
     assert decide_leave([member(number) for number in members], 1, answering, leader) == step
 
 
 def test_a_learner_does_not_count_as_a_rest() -> None:
-    assert decide_leave([member(1), member(2, learner=True)], 1, [2], 1) == LeaveStep("last")
+    assert decide_leave([member(1), member(2, learner=True)], 1, [2], 1) == Step("last")
 
 
 def test_the_backoff_grows_to_half_a_minute() -> None:
