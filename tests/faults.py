@@ -195,11 +195,6 @@ def wait_well(lab: Lab) -> None:
     eventually("all masters and hosts are well", all_well, 60)
 
 
-def find_leader(lab: Lab) -> str:
-    """Return the host whose etcd leads."""
-    return str(next(m["name"] for m in status(lab)["masters"] if m["leader"]))
-
-
 # ---- clients, and what they were told
 
 
