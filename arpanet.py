@@ -1922,6 +1922,11 @@ def holder_of(text: bytes) -> NameEntry:
     return NameEntry(str(value.get("host", "")), str(value.get("id", "")))
 
 
+def name_row(host: str, container_id: str, needs: Needs, **token: str) -> bytes:
+    """Return the row of a name: who holds it, and what that takes until it is in every view."""
+    return dump_json({"host": host, "id": container_id, **needs._asdict(), **token})
+
+
 def row_of(table: str, name: str, text: bytes) -> Any:
     """Return the value that a View holds for a row. Raises ValueError: it is not of our making."""
     value = read_value(text)
@@ -7108,7 +7113,7 @@ def claim_name(call: Call, name: str, host: str, needs: Needs = NOTHING) -> Clai
     if unclaimed:  # made on an engine while another had the name, which is gone now
         raise name_taken(name, unclaimed[0])
     token = secrets.token_hex(8)
-    value = dump_json({"host": host, "id": "", "token": token, **needs._asdict()})
+    value = name_row(host, "", needs, token=token)
     claim = node.mesh.claim(key_of("names", name), value, lease=node.lease_id())
     if claim is None:
         entry = node.sync_view().names.get(name)
@@ -7123,8 +7128,7 @@ def keep_name(
 
     needs: still said, for the container may not be in everybody's view yet.
     """
-    value = dump_json({"host": host, "id": container_id, **needs._asdict()})
-    node.mesh.write(claim.key, value, fence=claim)
+    node.mesh.write(claim.key, name_row(host, container_id, needs), fence=claim)
 
 
 def invent_name(view: View) -> str:
@@ -7560,7 +7564,7 @@ class Mover:
         return placed
 
     def _claim(self, call: Call, name: str, host: str, needs: Needs) -> Claim:
-        value = dump_json({"host": host, "id": self._token, **needs._asdict()})
+        value = name_row(host, self._token, needs)
         claim = call.node.mesh.claim(key_of("moves", name), value, lease=call.node.lease_id())
         if claim is None:
             raise Conflict(f"{name} is being moved already")
@@ -7623,7 +7627,7 @@ class Mover:
     def _switch(self, host: str, made: str) -> None:
         """Give the new container the name and the volumes. Raises Conflict."""
         node, old, wish = self._node, self._old, self._wish
-        name = dump_json({"host": host, "id": made, **wish.needs._asdict()})
+        name = name_row(host, made, wish.needs)
         puts = [
             Put(key_of("names", old.name), name),
             self._chore(old.host, old.id, "remove", [volume.name for volume in self._cargo]),
@@ -10938,7 +10942,7 @@ class Publisher:
         if not deserves_name(view, container, holder):
             return None
         check = Check(key, mod_revision=entry.mod_revision if entry else 0)
-        return [check], [Put(key, dump_json({"host": self._host, "id": container.id}))]
+        return [check], [Put(key, name_row(self._host, container.id, container.needs))]
 
 
 def connect_engine(path: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -16,14 +17,17 @@ from arpanet import (
     BadRequest,
     Change,
     CreateWish,
+    Entry,
     Host,
     Making,
     NameEntry,
     Needs,
+    Node,
     NoRoom,
     Order,
     Placement,
     Policy,
+    Publisher,
     View,
     apply_changes,
     decide_order,
@@ -31,6 +35,7 @@ from arpanet import (
     has_room,
     pins_of,
     place,
+    read_settings,
 )
 
 GB, CPU = 2**30, 10**9
@@ -717,3 +722,26 @@ def test_ten_times_the_hosts_and_containers_cost_about_ten_times_as_many_calls()
         return counted
 
     assert calls(200) < 15 * calls(20)
+
+
+class NameRows:
+    """A mesh that has the row of one name, which a master claimed a moment ago."""
+
+    def __init__(self, row: bytes) -> None:
+        self.row = row
+
+    def read_revision(self, _timeout_s: float | None = None) -> int:
+        return 8
+
+    def read(self, key: str) -> Entry:
+        return Entry(key, self.row, 1, 7, 7, 0)
+
+
+def test_a_name_that_its_slave_takes_over_still_says_what_the_container_takes() -> None:
+    made = container("web", memory_bytes=100, nano_cpus=5, bindings=["80/tcp"])
+    mesh = NameRows(dump_json({"host": "h1", "id": "", **made.needs._asdict()}))
+    node = Node(read_settings({}, {}, {}, "h1", "slave"), mesh, threading.Event())  # type: ignore[arg-type]
+    change = Publisher(node, None, node.stop)._take_name(made)
+    assert change
+    seen = apply_changes(View(), 8, [Change("/arpanet/names/web", change[1][0].value)])
+    assert seen.names["web"] == NameEntry("h1", made.id, made.needs)
