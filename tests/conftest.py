@@ -212,3 +212,15 @@ def etcdctl(host: Host, *words: str) -> list[str]:
 def output(lab: Lab, *words: str, via: str = "h1", **options: Any) -> str:
     """Return what the docker client prints, stripped."""
     return docker(lab, *words, via=via, **options).stdout.strip()
+
+
+def remove_all(lab: Lab, via: str = "h1") -> None:
+    """Remove all containers, and their volumes that have no name."""
+    if ids := output(lab, "ps", "-aq", via=via).split():
+        docker(lab, "rm", "-f", "-v", *ids, via=via)
+
+
+def host_of(lab: Lab, name: str) -> str:
+    """Return the host that a container is on."""
+    names = output(lab, "ps", "-a", "--format", "{{.Names}}").split()
+    return dict(n.split("@") for n in names)[name]

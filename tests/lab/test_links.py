@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent import futures
 
 import pytest
-from conftest import HOSTS, docker, eventually, output
+from conftest import HOSTS, docker, eventually, host_of, output, remove_all
 from lab import Host, Lab
 
 PAGE = "hello from the lab"
@@ -21,17 +21,6 @@ def clean(net: Lab) -> Iterator[None]:
     """Remove all containers after each test."""
     yield
     remove_all(net)
-
-
-def remove_all(net: Lab) -> None:
-    if ids := output(net, "ps", "-aq").split():
-        docker(net, "rm", "-f", "-v", *ids)
-
-
-def host_of(net: Lab, name: str) -> str:
-    """Return the host that a container runs on."""
-    names = output(net, "ps", "-a", "--format", "{{.Names}}").split()
-    return dict(n.split("@") for n in names)[name]
 
 
 def engine_docker(host: Host, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import faults
 import pytest
-from conftest import FAULT_ROW, HOSTS, curl, docker, etcdctl, eventually, output, until
+from conftest import FAULT_ROW, HOSTS, curl, docker, etcdctl, eventually, output, remove_all, until
 from faults import FAULTS, Client, Fault, Trial, longest_gap, wait_well
 from lab import Lab
 
@@ -51,8 +51,7 @@ def healthy(working: Lab) -> Iterator[None]:
 
 def clean(lab: Lab) -> None:
     """Remove all containers and volumes."""
-    if ids := output(lab, "ps", "-aq").split():
-        docker(lab, "rm", "-f", *ids)
+    remove_all(lab)
     if names := output(lab, "volume", "ls", "-q").split():
         docker(lab, "volume", "rm", *names)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import HOSTS, docker, etcdctl, eventually, output, start_all, until
+from conftest import HOSTS, docker, etcdctl, eventually, output, remove_all, start_all, until
 from faults import Client, compare, find_pids, kill, read_world, wait_well
 from lab import Host, Lab
 
@@ -85,8 +85,7 @@ def healthy(net: Lab) -> Iterator[None]:
     wait_well(net)
     eventually("all know all masters", lambda: assert_all_known(net))
     yield
-    if ids := output(net, "ps", "-aq", via="h2").split():
-        docker(net, "rm", "-f", *ids, via="h2")
+    remove_all(net, via="h2")
 
 
 def assert_all_known(net: Lab) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent import futures
 
 import pytest
-from conftest import HOSTS, docker, eventually, output, start_all
+from conftest import HOSTS, docker, eventually, host_of, output, remove_all, start_all
 from lab import CommandFailed, Lab
 
 OLD = "older-than-arpanet"
@@ -30,17 +30,6 @@ def clean(old: Lab) -> Iterator[None]:
     for volume in output(old, "volume", "ls", "-q").split():
         if volume != OLD:
             docker(old, "volume", "rm", volume)
-
-
-def remove_all(net: Lab) -> None:
-    if ids := output(net, "ps", "-aq").split():
-        docker(net, "rm", "-f", "-v", *ids)
-
-
-def host_of(net: Lab, name: str, via: str = "h1") -> str:
-    """Return the host that a container is on."""
-    names = output(net, "ps", "-a", "--format", "{{.Names}}", via=via).split()
-    return dict(n.split("@") for n in names)[name]
 
 
 def fill(net: Lab, host: str, count: int = 3) -> None:
