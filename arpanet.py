@@ -28,6 +28,7 @@ Threads (name, what it owns, what ends it):
     askers       connections to links from addresses not known yet; stop
     agent-N      one request to the agent that may block; the answer
     carry        one client's connection, until a master is found for it; the answer
+    docker       the end of the docker client that this process carries for; that
     ping-IP      whether one master, which a client may use, answers; stop
     engine       whether this host's engine answers; stop
 """
@@ -73,6 +74,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -1179,12 +1181,6 @@ class Identity:
     def read(self) -> CertificateFiles:
         """Return the PEM of authorities, certificate and key, which fit together."""
         return self._refresh().pem
-
-    def docker_flags(self) -> list[str]:
-        """Return the words that make the docker client do as this process does."""
-        given = zip(("--tlscacert", "--tlscert", "--tlskey"), self.paths, strict=True)
-        here = [f"{flag}={path}" for flag, path in given if os.path.exists(path)]
-        return ["--tls" if self._trusting else "--tlsverify", *here]
 
     def stamp(self) -> tuple[Any, ...]:
         """Return what is another one when the files were renewed."""
@@ -6165,12 +6161,13 @@ class Pump:
         start = functools.partial(connection.join, early_to_far, early_to_near)
         self._begin((near, far), start, connection.abort)
 
-    def cut(self, host: str) -> None:
+    def cut(self, host: str, told: Callable[[int], None] | None = None) -> None:
         """Reset the connections that were dialled to this IP, or with "" to a unix socket.
 
         What is there is known not to answer, and would keep its peers waiting.
+        told: gets how many there were, in the pump, if there were any.
         """
-        self._call(lambda: self._cut(host))
+        self._call(lambda: self._cut(host, told))
 
     def _call(self, call: Callable[[], None]) -> None:
         """Run the call in the pump: at once if this is the pump's thread, or if that has ended."""
@@ -6212,10 +6209,13 @@ class Pump:
         else:
             acceptor.abort()
 
-    def _cut(self, host: str) -> None:
-        for watcher in list(self.watchers.values()):
-            if isinstance(watcher, Half) and watcher.connection.has_reached(host):
-                watcher.abort()
+    def _cut(self, host: str, told: Callable[[int], None] | None) -> None:
+        known = {w.connection for w in self.watchers.values() if isinstance(w, Half)}
+        waiting = [connection for connection in known if connection.has_reached(host)]
+        for connection in waiting:
+            connection.abort()
+        if waiting and told:
+            told(len(waiting))
 
     def _run(self) -> None:
         self._thread_id = threading.get_ident()
@@ -11830,7 +11830,7 @@ def open_mesh(
 PING_EVERY_S, PING_S = 0.3, 0.6
 FIND_S = 3.0
 OWN_S = 0.5  # for this machine's own master, before the others
-SILENT_S = 3.0  # of a master; then what waits for it is ended
+SILENT_S = 1.5  # of a master, while another answers; then what waits for it is ended
 
 
 class MasterPing:
@@ -11840,21 +11840,25 @@ class MasterPing:
         self.master = master
         self.rank = 2  # 0: it answers and has a majority, 1: it answers, 2: it is of no use
         self.strange = False  # of another arpanet
-        self._heard_at = time.monotonic()
+        self.heard_at = time.monotonic()
 
-    @property
-    def lost(self) -> bool:
-        """Return whether what waits for this master waits in vain."""
-        return self.rank == 2 and time.monotonic() > self._heard_at + SILENT_S
+    def is_lost(self, others: Iterable[MasterPing]) -> bool:
+        """Return whether what waits for this master waits in vain.
+
+        It is silent, and another has answered meanwhile: so it is not we who hear nobody.
+        """
+        silent = self.rank == 2 and time.monotonic() > self.heard_at + SILENT_S
+        since = self.heard_at + SILENT_S / 2
+        return silent and any(o.rank < 2 and o.heard_at > since for o in others)
 
     def ask(self) -> dict[str, Any]:
-        """Ask once; return what it says, {} if it is silent."""
+        """Ask once; return what it says, {} if it is silent, which a slow one is not."""
         try:
-            report = ask_ready(self.master, PING_S)
+            report = ask_ready(self.master, SILENT_S)
         except (OSError, ArpanetError):
             self.rank = 2
             return {}
-        self.rank, self._heard_at = 0 if report["quorum"] else 1, time.monotonic()
+        self.rank, self.heard_at = 0 if report["quorum"] else 1, time.monotonic()
         return report
 
 
@@ -11880,6 +11884,18 @@ class Client:
         while all(ping.rank == 2 for ping in self._pings):
             if backoff.wait(self._stop):
                 raise Unavailable("stopped before a master answered")
+        self._listen()
+        return f"docker -H unix://{self.settings.socket} now reaches {len(self._pings)} masters"
+
+    def step(self) -> None:
+        """Nothing is due: the threads ping-IP and the pump do the work."""
+
+    def close(self) -> None:
+        self.pump.stop()
+        with contextlib.suppress(OSError):
+            os.unlink(self.settings.socket)
+
+    def _listen(self) -> None:
         path = self.settings.socket
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
@@ -11889,15 +11905,6 @@ class Client:
         os.chmod(path, 0o660)
         self.pump.start()
         self.pump.listen(listener)
-        return f"docker -H unix://{path} now reaches {len(self._pings)} masters"
-
-    def step(self) -> None:
-        """Nothing is due: the threads ping-IP and the pump do the work."""
-
-    def close(self) -> None:
-        self.pump.stop()
-        with contextlib.suppress(OSError):
-            os.unlink(self.settings.socket)
 
     def _learn(self, ips: Iterable[str]) -> None:
         """Begin to ask the masters that are new."""
@@ -11908,9 +11915,12 @@ class Client:
                 return
             pings = [MasterPing(HostPort(ip, self.settings.api_port)) for ip in fresh]
             self._pings += tuple(pings)
-        remember_masters(self.settings, [*known, *fresh])
+        self._remember([*known, *fresh])
         for ping in pings:
             spawn(f"ping-{ping.master.host}", functools.partial(self._watch, ping), self._stop)
+
+    def _remember(self, ips: Sequence[str]) -> None:
+        remember_masters(self.settings, ips)
 
     def _is_ours(self, ping: MasterPing, arpanet: str) -> bool:
         """Say whether a master is of the arpanet of the first that ever answered."""
@@ -11929,10 +11939,13 @@ class Client:
             report = ping.ask()
             if self._is_ours(ping, report.get("arpanet", "")):
                 self._learn(map(str, report.get("masters", ())))
-            if ping.lost and any(other.rank < 2 for other in self._pings):
-                self.pump.cut(ping.master.host)
+            if ping.is_lost(self._pings):
+                self.pump.cut(ping.master.host, functools.partial(self._tell_cut, ping.master))
             if self._stop.wait(PING_EVERY_S):
                 return
+
+    def _tell_cut(self, master: HostPort, count: int) -> None:
+        log.warning("the master at %s is silent; broke off %d connections to it", master, count)
 
     def _accepted(self, sock: socket.socket, _peer: Any, _listener: LinkListener) -> None:
         spawn("carry", functools.partial(self._carry, sock))
@@ -11995,6 +12008,50 @@ def race_masters(masters: Collection[HostPort], timeout_s: float) -> tuple[HostP
         else:
             second = second or master
     return second, "; ".join(sorted(causes))
+
+
+def find_master(settings: Settings, *, own_first: bool = False) -> HostPort:
+    """Return a master that answers; own_first: this machine's, whether it has a majority or not.
+
+    Raises MeshDown that names those asked.
+    """
+    own = ["127.0.0.1"]
+    try:
+        known = list(known_masters(settings))
+    except Usage:
+        known = []
+    ips = dict.fromkeys([*known, *own] if settings.masters else [*own, *known])
+    masters = [HostPort(ip, settings.api_port) for ip in ips]
+    here = {"127.0.0.1", *local_addresses().values()} if own_first else set()
+    found, causes = race_masters([m for m in masters if m.host in here], OWN_S)
+    if found is None:
+        found, causes = race_masters(masters, FIND_S)
+    if found is None:
+        raise MeshDown(
+            f"no master answers ({causes}); start one: arpanet master start, "
+            "or say where they are: ARPANET_MASTERS=IP,IP"
+        )
+    return found
+
+
+class Companion(Client):
+    """A client's socket for one docker client, to whose terminal it tells what it breaks off."""
+
+    def start(self) -> str:
+        """Listen as soon as one master answers; from that it learns of others. Raises MeshDown."""
+        master = find_master(self.settings)
+        self._learn(dict.fromkeys([master.host, *self.settings.masters]))
+        self._listen()
+        return ""
+
+    def _remember(self, ips: Sequence[str]) -> None:
+        """Write nothing: what one command was told is not for the next."""
+
+    def _tell_cut(self, master: HostPort, _count: int) -> None:
+        self._say(
+            f"the master at {master} is silent; what it was asked last may be done or not; "
+            "see: arpanet docker ps -a"
+        )
 
 
 def ask_status(master: HostPort, timeout_s: float = 3.0) -> dict[str, Any]:
@@ -12510,7 +12567,8 @@ def detach(log_path: str) -> int | None:
     if child:
         os.close(writing)
         os.waitpid(child, 0)
-        listen_to_daemon(reading, log_path)
+        print_line(hear_daemon(reading, f"see {log_path}"))
+        leave_process(0)
     os.close(reading)
     os.setsid()
     if os.fork():
@@ -12524,22 +12582,21 @@ def detach(log_path: str) -> int | None:
     return writing
 
 
-def listen_to_daemon(fd: int, log_path: str) -> NoReturn:
-    """Print what the daemon says; exit when it is ready, has failed, or died."""
+def hear_daemon(fd: int, advice: str) -> str:
+    """Print what the daemon says; return its last words when it is ready, exit when it failed."""
     with open(fd, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             word, _, text = line.rstrip("\n").partition(" ")
             if word == "SAY":
                 print_remark(text)
             elif word == "READY":
-                print_line(text)
-                leave_process(0)
+                return text
             elif word == "ERROR":
                 code, _, message = text.partition(" ")
                 print_remark(message)
                 leave_process(int(code))
-    print_remark(f"the daemon died before it was ready; see {log_path}")
-    leave_process(1)
+    print_remark(f"the daemon died before it was ready; {advice}")
+    return leave_process(1)
 
 
 def leave_process(code: int) -> NoReturn:
@@ -12674,30 +12731,6 @@ def take_over(role: str, settings: Settings) -> int:
     if lock_holder(path):
         stop_role(role, settings)
     return take_lock(path)
-
-
-def find_master(settings: Settings, *, own_first: bool = False) -> HostPort:
-    """Return a master that answers; own_first: this machine's, whether it has a majority or not.
-
-    Raises MeshDown that names those asked.
-    """
-    own = ["127.0.0.1"]
-    try:
-        known = list(known_masters(settings))
-    except Usage:
-        known = []
-    ips = dict.fromkeys([*known, *own] if settings.masters else [*own, *known])
-    masters = [HostPort(ip, settings.api_port) for ip in ips]
-    here = {"127.0.0.1", *local_addresses().values()} if own_first else set()
-    found, causes = race_masters([m for m in masters if m.host in here], OWN_S)
-    if found is None:
-        found, causes = race_masters(masters, FIND_S)
-    if found is None:
-        raise MeshDown(
-            f"no master answers ({causes}); start one: arpanet master start, "
-            "or say where they are: ARPANET_MASTERS=IP,IP"
-        )
-    return found
 
 
 def show_master(settings: Settings, as_json: bool) -> int:
@@ -13369,14 +13402,58 @@ def issue(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_docker(settings: Settings, arguments: Sequence[str]) -> int:
-    """Become the docker client, at a master that answers. Raises Unavailable, Usage."""
-    master, own = find_master(settings), identity()
-    tls = own.docker_flags() if own else []
+def run_docker(settings: Settings, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Become the docker client; a child carries its connections. Raises Usage."""
     try:
-        os.execvp("docker", ["docker", "-H", f"tcp://{master}", *tls, *arguments])
+        socket_path = os.path.join(make_private_directory(settings), "docker.sock")
+    except OSError as e:
+        raise Usage(f"cannot make a socket for docker: {e}") from e
+    docker, (reading, writing) = os.getpid(), os.pipe()
+    if not os.fork():
+        os.close(reading)
+        carry_for(docker, dataclasses.replace(settings, socket=socket_path), Herald(writing))
+    os.close(writing)
+    hear_daemon(reading, "try again")
+    own = {k: v for k, v in environment.items() if not k.startswith("DOCKER_TLS")}  # the child's
+    try:
+        os.execvpe("docker", ["docker", "-H", f"unix://{socket_path}", *arguments], own)
     except OSError as e:
         raise Usage(f"cannot run docker: {e.strerror}; try: apt-get install docker.io") from e
+
+
+def make_private_directory(settings: Settings) -> str:
+    """Make a directory that only this user may enter: in memory, where that is ours to write."""
+    try:
+        return tempfile.mkdtemp(prefix="docker-", dir=settings.run_dir)
+    except OSError:
+        return tempfile.mkdtemp(prefix="arpanet-")
+
+
+def carry_for(docker: int, settings: Settings, herald: Herald) -> NoReturn:
+    """Carry the connections of a docker client for as long as that process lives."""
+    os.setsid()  # Ctrl-C is for docker alone
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):
+        os.dup2(null, descriptor)
+    raise_descriptors()
+    log.addHandler(logging.NullHandler())  # the terminal is docker's
+    stop = threading.Event()
+    carrier = Companion(settings, stop, print_remark)
+
+    def await_end() -> None:
+        select.select([os.pidfd_open(docker)], [], [])
+        stop.set()
+
+    try:
+        spawn("docker", await_end, stop)
+        herald.ready(carrier.start())
+        stop.wait()
+    except ArpanetError as e:
+        herald.fail(e)
+    finally:
+        carrier.close()
+        shutil.rmtree(os.path.dirname(settings.socket), ignore_errors=True)
+        leave_process(0)
 
 
 def help_text(options: argparse.Namespace) -> str:
@@ -13532,7 +13609,7 @@ ROLES = {
     "host": "Show the hosts, and say which of them take containers",
     "image": "Put images where they will be needed",
     "ca": "Make certificates for TLS",
-    "docker": "Run the docker client against a living master",
+    "docker": "Run the docker client with masters that are alive",
     "place": "Show where docker run would put a container, and why",
     "move": "Move a container to another host, under its name",
     "doctor": "Show what is wrong with this machine and its arpanet",
@@ -13732,7 +13809,7 @@ def run_command(
         "ca": run_ca,
     }
     if options.role == "docker":
-        return run_docker(settings, options.arguments)
+        return run_docker(settings, options.arguments, environment)
     if options.role in own:
         return own[options.role](options, settings)
     if options.verb == "start":

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from conftest import until
 
 import arpanet
 from arpanet import Busy, HostPort, MasterPing, Tunnels, dump_json, race_masters
@@ -72,9 +71,30 @@ def test_a_ping_ranks_a_master(masters: dict[str, HostPort]) -> None:
     assert ranks == {"good": 0, "lonely": 1, "dead": 2, "hangs": 2}
     said = {kind: report.get("masters") for kind, report in told.items()}
     assert said == {"good": ["127.0.0.1"], "lonely": ["127.0.0.1"], "dead": None, "hangs": None}
-    assert not any(ping.lost for ping in pings.values()), "they have been silent for a moment only"
-    until("the dead one is lost", lambda: pings["dead"].lost)
-    assert not pings["good"].lost
+
+
+@pytest.mark.parametrize(
+    ("rank", "silent_s", "others", "lost"),
+    [
+        (2, 1.6, [(0, 0.3)], True),
+        (2, 1.6, [(2, 0.3), (1, 0.7)], True),
+        (2, 1.4, [(0, 0.3)], False),  # for a moment only
+        (0, 1.6, [(0, 0.3)], False),  # it is being asked; its last answer was good
+        (2, 1.6, [(0, 1.5)], False),  # nobody answers: it is our own cable, or we stood still
+        (2, 1.6, [(2, 0.3)], False),  # of another arpanet
+        (2, 60.0, [], False),
+    ],
+)
+def test_a_master_is_lost_when_it_is_silent_and_another_has_answered_since(
+    rank: int, silent_s: float, others: list[tuple[int, float]], lost: bool
+) -> None:
+    def ping(rank: int, silent_s: float) -> MasterPing:
+        made = MasterPing(HostPort("127.0.0.2", PORT))
+        made.rank, made.heard_at = rank, made.heard_at - silent_s
+        return made
+
+    asked = ping(rank, silent_s)
+    assert asked.is_lost([asked, *(ping(*other) for other in others)]) is lost
 
 
 def test_the_tunnels_to_a_lost_host_end_under_their_readers() -> None:

@@ -589,11 +589,13 @@ def test_cut_resets_the_connections_to_a_dead_host(pump: Pump, keep: contextlib.
     client = connect_to(keep, link)
     client.sendall(b"1")
     assert read_exactly(client, 1) == b"1"
-    pump.cut("127.0.0.2")
+    told: list[int] = []
+    pump.cut("127.0.0.2", told.append)
     client.sendall(b"2")
     assert read_exactly(client, 1) == b"2"
-    pump.cut("127.0.0.1")
+    pump.cut("127.0.0.1", told.append)
     assert was_reset(client)
+    until("it is told how many there were", lambda: told == [1])
 
 
 def test_cut_of_no_address_resets_what_leads_to_a_unix_socket(
