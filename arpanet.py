@@ -11830,7 +11830,7 @@ def open_mesh(
 PING_EVERY_S, PING_S = 0.3, 0.6
 FIND_S = 3.0
 OWN_S = 0.5  # for this machine's own master, before the others
-SILENT_S = 1.5  # of a master, while another answers; then what waits for it is ended
+MUTE_S = 1.5  # of a master, while another answers; then what waits for it is ended
 
 
 class MasterPing:
@@ -11847,14 +11847,14 @@ class MasterPing:
 
         It is silent, and another has answered meanwhile: so it is not we who hear nobody.
         """
-        silent = self.rank == 2 and time.monotonic() > self.heard_at + SILENT_S
-        since = self.heard_at + SILENT_S / 2
+        silent = self.rank == 2 and time.monotonic() > self.heard_at + MUTE_S
+        since = self.heard_at + MUTE_S / 2
         return silent and any(o.rank < 2 and o.heard_at > since for o in others)
 
     def ask(self) -> dict[str, Any]:
         """Ask once; return what it says, {} if it is silent, which a slow one is not."""
         try:
-            report = ask_ready(self.master, SILENT_S)
+            report = ask_ready(self.master, MUTE_S)
         except (OSError, ArpanetError):
             self.rank = 2
             return {}

@@ -159,6 +159,12 @@ def test_neither_module_nor_class_has_a_value_that_can_change() -> None:
     assert bad == []
 
 
+def test_no_constant_of_the_module_is_given_another_value() -> None:
+    targets = [t for node in TREE.body if isinstance(node, ast.Assign) for t in node.targets]
+    names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_a_table_is_a_constant() -> None:
     tables = {name: a for name, a, value in values_at_rest() if isinstance(value, ast.Dict)}
     assert {name for name in tables if not name.isupper()} == set()
