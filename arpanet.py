@@ -1506,7 +1506,7 @@ def http_json(address: Address, method: str, path: str, timeout_s: float, name: 
         try:
             text = response.read()
             answer = json.loads(text or b"null")
-        except (http.client.HTTPException, ValueError) as e:
+        except (http.client.HTTPException, ValueError, RecursionError) as e:
             said = ascii(text[:100].decode("latin-1")) if text else repr(e)
             raise OSError(f"{address} does not speak arpanet: {said}") from e
         if response.status >= 400:
@@ -11978,9 +11978,12 @@ def ask_ready(master: HostPort, timeout_s: float) -> dict[str, Any]:
     Raises OSError, EngineError.
     """
     report = http_json(master, "GET", "/arpanet/masters", timeout_s)
-    if not isinstance(report, dict) or not {"quorum", "masters"} <= report.keys():
+    if not fits(report, {"quorum": bool, "masters": [str], "arpanet": Maybe(str)}):
         raise OSError(f"{master} is no arpanet master")
-    return report
+    try:
+        return {**report, "masters": parse_ips(",".join(report["masters"]))}
+    except ValueError as e:
+        raise OSError(f"{master} names a master that is none: {e}") from e
 
 
 def race_masters(masters: Collection[HostPort], timeout_s: float) -> tuple[HostPort | None, str]:

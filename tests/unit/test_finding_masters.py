@@ -70,7 +70,7 @@ def test_a_ping_ranks_a_master(masters: dict[str, HostPort]) -> None:
     ranks = {kind: ping.rank for kind, ping in pings.items()}
     assert ranks == {"good": 0, "lonely": 1, "dead": 2, "hangs": 2}
     said = {kind: report.get("masters") for kind, report in told.items()}
-    assert said == {"good": ["127.0.0.1"], "lonely": ["127.0.0.1"], "dead": None, "hangs": None}
+    assert said == {"good": ("127.0.0.1",), "lonely": ("127.0.0.1",), "dead": None, "hangs": None}
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ import re
 import socket
 import threading
 import urllib.parse
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from builders import container, host, view
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import arpanet
@@ -359,6 +360,53 @@ def test_what_an_agent_is_asked_for(what: str) -> None:
     with contextlib.suppress(ArpanetError):
         address = arpanet.find_target(find, "h1", "/docker.sock", what)
         assert isinstance(address, str) or 0 < address[1] < 65536
+
+
+# ---- what a master answers
+
+PLACE = arpanet.HostPort("127.0.0.7", 28791)
+READY = {"quorum": True, "masters": ["10.0.0.1"], "arpanet": "a"}
+SPOILT = st.tuples(st.sampled_from(sorted(READY)), JSON_VALUES | st.lists(st.text(max_size=8)))
+REPORTS = SPOILT.map(lambda spoilt: json.dumps(READY | dict([spoilt])).encode())
+ANSWERED = b"HTTP/1.1 200 OK\r\n\r\n"
+HEADS = st.sampled_from(
+    [ANSWERED, b"HTTP/1.1 503 No\r\n\r\n", b"HTTP/1.1 200 OK\r\n"
+     b"Transfer-Encoding: chunked\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"]
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def says() -> Iterator[list[bytes]]:
+    """Yield what a master at PLACE says to whoever asks."""
+    words: list[bytes] = []
+    with socket.create_server(PLACE) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # the end of the tests
+                while True:
+                    sock = listener.accept()[0]
+                    with sock, contextlib.suppress(OSError):
+                        sock.recv(4096)
+                        sock.sendall(words[-1])
+
+        arpanet.spawn("serve", serve)
+        yield words
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@given(
+    st.binary(max_size=60)
+    | st.tuples(HEADS, REPORTS | st.binary()).map(b"".join)
+    | REPORTS.map(lambda report: ANSWERED + report)
+)
+@example(ANSWERED + json.dumps(READY).encode())
+@example(ANSWERED + b"[" * 100_000)
+def test_what_a_master_answers(says: list[bytes], answer: bytes) -> None:
+    says.append(answer)
+    with contextlib.suppress(OSError, ArpanetError):
+        report = arpanet.ask_ready(PLACE, 5.0)
+        assert isinstance(report["quorum"], bool)
+        assert all(map(ipaddress.IPv4Address, report["masters"]))
 
 
 # ---- settings
