@@ -1,6 +1,6 @@
 """Faults of a lab, clients that work meanwhile, and what they were told compared with what is.
 
-A fault is a kind (kill, pause, cut, slow, restart) and the thing on one host that it befalls.
+A fault is a kind (kill, pause, cut, slow, restart, jump) and the thing on one host that it befalls.
 Each client runs commands one after another and keeps the record of what it was told.
 """
 
@@ -22,6 +22,7 @@ from lab import Host, Lab, find_process
 
 THINGS = ("master", "etcd", "slave", "engine", "machine")
 PORTS = {"master": (8791,), "etcd": (2379, 2380), "slave": (8792,)}
+CLOCK = "/run/clock"  # how far a host's wall clock is off, for what has libfaketime between
 SLOW_RATE = "400kbit"
 LOSS = "0.25"  # of the packets to and from a thing's ports
 COMMAND_S = 20.0  # then a command counts as failed
@@ -130,6 +131,8 @@ class Fault(NamedTuple):
             kill(host, thing)
         elif self.kind == "pause":
             signal_all(find_pids(host, thing), signal.SIGSTOP)
+        elif self.kind == "jump":
+            host.path(CLOCK).write_text("-1h")
         elif self.kind == "restart":
             stop(host, thing)
             start(host, thing)
@@ -147,6 +150,8 @@ class Fault(NamedTuple):
             start(host, thing)
         elif self.kind == "pause":
             signal_all(find_pids(host, thing), signal.SIGCONT)
+        elif self.kind == "jump":
+            host.path(CLOCK).write_text("+0")
         elif self.kind in ("cut", "slow"):
             if thing != "machine":
                 filter_ports(host, thing, "-D", *self._how())

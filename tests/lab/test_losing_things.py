@@ -9,6 +9,8 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import faults
 import pytest
@@ -19,6 +21,7 @@ from lab import Lab
 MINUTES = float(os.environ.get("ARPANET_SOAK") or 0)
 SLOW = float(os.environ.get("ARPANET_TEST_SLOW") or 1)
 FAULT_S, AFTER_S = 4.0, 1.0
+LEASE_S = 10.0
 SOCKET = ["docker", "-H", "unix:///run/arpanet/docker.sock"]
 
 # Each kind and each thing once; what else matters most has a test of its own; the soak runs all.
@@ -179,7 +182,7 @@ def test_what_waits_for_a_silent_master_is_broken_off_and_told(
             seen.append({line.split()[2] for line in sessions(working, "h2")})
             return len(seen[-1] & seen[-2]) >= len(waiting)
 
-        until("all wait at h2", lasting)
+        until("all wait at h2", lasting, 30)
     with lost(working, kind, thing, "h2"):
         began = time.monotonic()
         for command in waiting:
@@ -264,6 +267,52 @@ def sessions(lab: Lab, name: str) -> list[str]:
     """Return the connections from c1 to a master."""
     words = ["ss", "-Htn", "state", "established", f"( dst {lab[name].ip} and dport = :8791 )"]
     return lab.client.run(words).stdout.splitlines()
+
+
+# ---- clocks
+
+
+def ahead(lab: Lab, *names: str) -> float:
+    """Return how many seconds the clock of one master is ahead of another's."""
+    words = ["--head", "--silent"]
+    heads = [lab[name].run(curl(lab[name], "/_ping", *words)).stdout for name in names]
+    one, other = (parsedate_to_datetime(h.partition("Date: ")[2].partition("\n")[0]) for h in heads)
+    return (one - other).total_seconds()
+
+
+def test_a_clock_that_jumps_an_hour_and_back_changes_nothing(working: Lab) -> None:
+    host = working["h2"]
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+    far = {"FAKETIME_TIMESTAMP_FILE": faults.CLOCK, "FAKETIME_CACHE_DURATION": "1"}
+    env = {"LD_PRELOAD": str(library), "DONT_FAKE_MONOTONIC": "1", **far}
+    Fault("jump", "clock").heal(working, "h2")
+    for role in ("master", "slave"):
+        host.run(["arpanet", role, "stop"])
+        host.run(["arpanet", role, "start"], env=env)
+    wait_well(working)
+    run(working, "web", "-e", "constraint:node==h1", image="web")
+    run(working, "user", "-e", "constraint:node==h2", "--link", "web")
+    lease = etcdctl(host, "get", "/arpanet/alive/h2", "-w", "json")
+    held = json.loads(host.run(lease).stdout)["kvs"][0]["lease"]
+    with lost(working, "jump", "clock", "h2"):
+        began = time.monotonic()
+        until("it jumps", lambda: ahead(working, "h1", "h2") > 3500)
+        fetch(working, "user")
+        with lost(working, "cut", "slave", "h1"):
+            words = ["exec", "user", "wget", "-qO-", "http://web:8000/"]
+            done = docker(working, *words, via="h2", check=False, timeout=15 * SLOW)
+            assert done.returncode == 1 and "reset" in done.stderr, done
+        until("a lease's time is over", lambda: time.monotonic() > began + LEASE_S, 30)
+        assert [h["trouble"] for h in faults.status(working, "h2")["hosts"]] == [""] * 3
+    until("it jumps back", lambda: ahead(working, "h1", "h2") < 3500)
+    run(working, "after")
+    fetch(working, "user")
+    assert listed(working, "h1") == listed(working, "h2") != []
+    assert status_of(working, "web", "h2").startswith("Up")
+    assert json.loads(host.run(lease).stdout)["kvs"][0]["lease"] == held, "it was lost meanwhile"
+    for role in ("master", "slave"):
+        faults.kill(host, role)  # on stop(), the library breaks Python's sleep()
+        faults.start(host, role)
 
 
 # ---- hosts, their engines and slaves
