@@ -1276,13 +1276,16 @@ def find_tls_reason(error: OSError) -> str:
     if not isinstance(error, ssl.SSLError):
         return ""
     reason = error.reason or str(error)
+    own = identity()
     if "ALERT" in reason:
-        return f"it refuses this machine's certificate ({reason.lower()})"
+        mine = f"this machine's certificate{f', {own.paths.cert}' if own else ''}"
+        what = reason.partition("ALERT_")[2].replace("_", " ").lower()
+        return f"it refuses {mine}: {what}; try: arpanet doctor"
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "it has no certificate"
     ended = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
     if ended or error.reason == "UNEXPECTED_EOF_WHILE_READING":
-        return "it ended TLS without a word; it may refuse this machine's certificate"
+        return TLS_BROKEN
     return f"it does not speak TLS ({reason.lower()})"
 
 
@@ -1327,17 +1330,11 @@ class TlsSocket(socket.socket):
 
     def handshake(self) -> None:
         """Agree. Raises BlockingIOError while the other side has to speak, OSError if it fails."""
-        while True:
-            try:
-                self._tls.do_handshake()
-                return self.flush()
-            except self._hungry:
-                self.flush()
-            except self._fault as e:
-                with contextlib.suppress(OSError):  # it may be gone: the alert that tells it why
-                    self.flush()
-                raise ConnectionError(find_tls_reason(e)) from e
-            self._feed()
+        try:
+            while not self._agree():
+                self._feed()
+        except (ConnectionResetError, BrokenPipeError) as e:
+            raise ConnectionError(TLS_BROKEN) from e
 
     def require_machine(self, name: str = "") -> None:
         """Raise OSError unless the certificate of the other side is a machine's, of that name.
@@ -1381,6 +1378,9 @@ class TlsSocket(socket.socket):
                 sent = super().send(self.unsent, flags)
             except BlockingIOError:
                 return
+            except ConnectionError:
+                self._hear_why()
+                raise
             self.unsent = self.unsent[sent:]
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
@@ -1415,6 +1415,20 @@ class TlsSocket(socket.socket):
             raise BlockingIOError
         super().shutdown(how)
 
+    def _agree(self) -> bool:
+        """Return whether all is agreed on with what is there."""
+        agreed = True
+        try:
+            self._tls.do_handshake()
+        except self._hungry:
+            agreed = False
+        except self._fault as e:
+            with contextlib.suppress(OSError):  # it may be gone: the alert that tells it why
+                self.flush()
+            raise ConnectionError(find_tls_reason(e)) from e
+        self.flush()
+        return agreed
+
     def _feed(self) -> None:
         part = super().recv(TLS_PART_BYTES)
         if part:
@@ -1422,6 +1436,17 @@ class TlsSocket(socket.socket):
             self._in.write(part)
         else:
             self._in.write_eof()
+
+    def _hear_why(self) -> None:
+        """Raise ConnectionError with what was said by who broke off, if anything."""
+        with contextlib.suppress(OSError):  # that was all
+            while part := super().recv(TLS_PART_BYTES, socket.MSG_DONTWAIT):
+                self._in.write(part)
+        try:
+            self._tls.read(1)
+        except self._fault as e:
+            if "ALERT" in (e.reason or ""):
+                raise ConnectionError(find_tls_reason(e)) from e
 
     def _decrypt(self, view: memoryview) -> int:
         size: Any = 0
@@ -1450,6 +1475,7 @@ class TlsSocket(socket.socket):
 
 TLS_PART_BYTES = BLOCK_BYTES - 17 * 1024  # after the begin of a record, which has 16 KiB and a bit
 TLS_ENDED = 6  # SSL_ERROR_ZERO_RETURN
+TLS_BROKEN = "it ended TLS without a word; it may refuse this machine's certificate"
 
 
 def dial_member(address: Address, timeout_s: float = 5.0, name: str = "") -> socket.socket:
@@ -4750,18 +4776,27 @@ def dial_agent(agent: HostPort, what: str, timeout_s: float, name: str = "") -> 
         sock.settimeout(timeout_s)
         sock.sendall(f"CONNECT {what} HTTP/1.1\r\n\r\n".encode())
         head = b""
-        while not head.endswith(b"\r\n\r\n"):
+        while b"\r\n\r\n" not in head:
             block = sock.recv(1024)
             if not block or len(head) > 4096:
                 raise OSError(f"the agent hung up: {head.decode('latin-1').strip()}")
             head += block
         if b" 200 " not in head.partition(b"\r\n")[0]:
-            raise OSError(head.decode("latin-1").partition("\r\n")[0].partition(" ")[2])
+            raise OSError(read_refusal(head))
         sock.settimeout(None)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def read_refusal(answer: bytes) -> str:
+    """Return the words of an agent that says no, or else its status."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, LookupError, TypeError):  # it gave none
+        return head.partition(b"\r\n")[0].partition(b" ")[2].decode("latin-1")
 
 
 class Engine:
@@ -5697,10 +5732,10 @@ class Connection:
 class AgentAnswer(Watcher):
     """Stands in for the back half of a connection until the far agent has said OK."""
 
-    __slots__ = ("connection", "missing")
+    __slots__ = ("connection", "agent", "missing")
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection, self.missing = connection, AGENT_OK
+    def __init__(self, connection: Connection, agent: Address) -> None:
+        self.connection, self.agent, self.missing = connection, agent, AGENT_OK
 
     def event(self, events: int) -> None:
         """Read no byte more than the answer; what follows is for the near side."""
@@ -5714,6 +5749,8 @@ class AgentAnswer(Watcher):
         except BlockingIOError:
             return
         except OSError as error:
+            if error.errno is None:  # of TLS 1.3 this is where one is told of a refusal
+                connection.pump.note_refusal(self.agent, str(error))
             self._fail(str(error))
             return
         if not part or not self.missing.startswith(part):
@@ -5848,7 +5885,7 @@ class Dial(Waiter):
             return
         connection.back.mask = self.watched
         if self.target.preamble:
-            answer = AgentAnswer(connection)
+            answer = AgentAnswer(connection, self.target.address)
             pump.watchers[far.fileno()] = answer
             pump.due[answer] = time.monotonic() + ANSWER_S
         self.counters.to_target.bytes += len(asked)
@@ -11422,9 +11459,10 @@ class Agent:
         if shown.machine and peer[0] in shown.ips:
             pump.read_head(sock, peer, self._on_head)
             return
-        why = f"its certificate ({shown.common_name}) is not that of a machine at {peer[0]}"
-        pump.note_refusal(peer, why)
-        say_and_close(sock, json_answer(Forbidden.status, {"message": why}))
+        why = f"certificate ({shown.common_name}) is not that of a machine at {peer[0]}"
+        pump.note_refusal(peer, f"its {why}")
+        words = f"this machine's {why}; try: arpanet doctor"
+        say_and_close(sock, json_answer(Forbidden.status, {"message": words}))
 
     def _on_head(self, sock: socket.socket, peer: Any, head: bytes, rest: bytes) -> None:
         """Serve a request of a member. Thread: pump."""

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import socket
 import ssl
 import threading
@@ -250,6 +251,41 @@ def test_a_certificate_that_is_not_good_for_it_opens_no_agent(
     assert is_served(agent)
 
 
+NO_MACHINE = "this machine's certificate ({}) is not that of a machine at 127.0.0.1"
+TOLD = {
+    "user": NO_MACHINE.format("eve"),
+    "wrong host": NO_MACHINE.format("h2"),
+    "of another CA": "it refuses this machine's certificate, {cert}: unknown ca",
+    "expired": "it refuses this machine's certificate, {cert}: certificate expired",
+}
+
+
+@pytest.mark.parametrize("who", TOLD)
+def test_who_is_refused_learns_why_and_what_to_do(
+    agent: LinkListener, pump: Pump, keep: contextlib.ExitStack, own: Identity,
+    people: Mapping[str, Identity], who: str, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    dialling = people[who].client_context()
+    dialling.load_verify_locations(own.paths.ca)
+    refused: Any = types.SimpleNamespace(
+        paths=people[who].paths,
+        client_context=lambda: dialling,
+        server_context=own.server_context,
+    )
+    words = f"{TOLD[who].format(cert=people[who].paths.cert)}; try: arpanet doctor"
+    address = address_of(agent)
+    link = link_to(pump, Target(address, b"CONNECT engine HTTP/1.1\r\n\r\n", "h1"))
+    keep.callback(use_identity, own)
+    use_identity(refused)
+    with pytest.raises(OSError, match=re.escape(words)):
+        dial_agent(address, "engine", WAIT_S, "h1")
+    with pytest.raises((OSError, arpanet.EngineError), match=re.escape(words)):
+        http_json(address, "GET", "/status", WAIT_S)
+    assert was_reset(connect_to(keep, link))
+    if "refuses" in words:
+        assert f"refused {HERE}: {words}" in warnings_of(caplog)
+
+
 def connected(listener: LinkListener, context: ssl.SSLContext) -> ssl.SSLSocket:
     """Return a connection as the standard library makes it."""
     sock = socket.create_connection(address_of(listener), timeout=WAIT_S)
@@ -400,6 +436,37 @@ def test_what_breaks_off_is_broken_off_on_the_other_side(
         client.sendall(b"half of it")
         assert read_exactly(near, 10) == b"half of it"
     assert was_reset(near)  # for there was no close_notify
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_the_word_of_who_broke_off_is_heard_when_it_is_too_late_to_send(
+    people: Mapping[str, Identity], own: Identity, version: ssl.TLSVersion
+) -> None:
+    mine, theirs = arpanet.tcp_pair()
+    context = people["expired"].client_context()
+    context.check_hostname, context.maximum_version = False, version
+    server = TlsSocket(theirs, own.server_context())
+
+    def refuse() -> None:
+        with pytest.raises(ConnectionError, match="has expired"):
+            server.handshake()
+        hard_reset(server)
+
+    with TlsSocket(mine, context, HERE) as client:
+        refusal = in_thread(refuse)
+        with pytest.raises(ConnectionError, match=r"cert\.pem: certificate expired"):
+            client.handshake()  # of TLS 1.3 it is over before the other side looks
+            refusal.join()
+            client.sendall(b"secret")
+        refusal.join()
+
+
+def test_who_breaks_off_while_it_agrees_is_said_in_words(own: Identity) -> None:
+    mine, theirs = arpanet.tcp_pair()
+    with TlsSocket(theirs, own.server_context()) as server:
+        hard_reset(mine)
+        with pytest.raises(ConnectionError, match="^it ended TLS without a word"):
+            server.handshake()
 
 
 # ---- what threads use in its place
