@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 
 import pytest
-from conftest import HOSTS, docker, eventually, output
-from lab import Host, Lab
+from clients import program
+from conftest import HOSTS, TLS, certificate, docker, eventually, output
+from lab import TLS_DIR, Host, Lab
 
 USAGE, MESH, ENGINE = 2, 3, 4
 BOOT = ("arpanet", "master", "start", "--peers", "boot")
@@ -163,40 +163,41 @@ def test_peers_that_do_not_answer_or_are_no_arpanet_are_named(
 ) -> None:
     del squatter
     tries = {  # each looks for a while before it gives up, so all at once
-        "h1": ("192.168.8.99", "192.168.8.99"),
-        "c1": (lab["h2"].ip, f"{lab['h2'].ip}.*refused"),
-        "h2": (lab["h3"].ip, f"{lab['h3'].ip}.*not as etcd"),
+        "h1": ("192.168.8.99", MESH, "192.168.8.99"),
+        "c1": (lab["h2"].ip, MESH, f"{lab['h2'].ip}.*refused"),
+        "h2": (lab["h3"].ip, MESH, f"{lab['h3'].ip}.*not as etcd"),
     }
+    if TLS:
+        tries["c1"] = (lab["h2"].ip, USAGE, "cert.pem is no certificate of this machine")
+        tries["h2"] = (lab["h3"].ip, MESH, f"{lab['h3'].ip}.*TLS")
 
     def join(host: str) -> None:
-        peers, words = tries[host]
+        peers, code, words = tries[host]
         argv = ("arpanet", "master", "start", "--peers", peers)
-        refused(lab[host], *argv, code=MESH, words=words)
+        refused(lab[host], *argv, code=code, words=words)
 
     with futures.ThreadPoolExecutor() as pool:
         list(pool.map(join, tries))
 
 
 def test_an_etcd_that_is_not_arpanets_is_not_joined(lab: Lab) -> None:
-    ip = lab["h3"].ip
-    etcd = lab["h3"].popen(
+    h3, scheme = lab["h3"], "https" if TLS else "http"
+    client, peer = f"{scheme}://{h3.ip}:2379", f"http://{h3.ip}:2380"
+    pair = [f"--cert-file={TLS_DIR}/cert.pem", f"--key-file={TLS_DIR}/key.pem"] if TLS else []
+    etcd = h3.popen(
         [
-            "etcd", "--name", "other", "--data-dir", "/var/lib/etcd/other",
-            "--listen-client-urls", f"http://{ip}:2379", "--advertise-client-urls", f"http://{ip}:2379",
-            "--listen-peer-urls", f"http://{ip}:2380",
-            "--initial-advertise-peer-urls", f"http://{ip}:2380",
-            "--initial-cluster", f"other=http://{ip}:2380",
+            "etcd", "--name", "other", "--data-dir", "/var/lib/etcd/other", *pair,
+            "--listen-client-urls", client, "--advertise-client-urls", client,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", f"other={peer}",
         ]
     )  # fmt: skip
+    ask = ["curl", *certificate(h3), "-sf"]
     try:
-        eventually(
-            "etcd answers", lambda: lab["h3"].run(["curl", "-sf", f"http://{ip}:2379/health"])
-        )
-        join = ("arpanet", "master", "start", "--peers", ip)
+        eventually("etcd answers", lambda: h3.run([*ask, f"{client}/health"]))
+        join = ("arpanet", "master", "start", "--peers", h3.ip)
         refused(lab["h1"], *join, code=USAGE, words="not .*arpanet")
-        listed = lab["h3"].run(
-            ["curl", "-s", "-d", "{}", f"http://{ip}:2379/v3/cluster/member/list"]
-        )
+        listed = h3.run([*ask, "-d", "{}", f"{client}/v3/cluster/member/list"])
         assert len(json.loads(listed.stdout)["members"]) == 1
     finally:
         etcd.terminate()
@@ -241,9 +242,12 @@ def test_a_name_that_another_machine_has_is_refused(net: Lab, role: str) -> None
     before = hosts(net)
     argv = ("arpanet", role, "start")
     words = f"the name h1 is taken by the (host|master) at {net['h1'].ip}; .*HOSTNAME=NAME"
+    if TLS:  # and it has none that says so
+        words = "cert.pem is no certificate of this machine: it is not for h1; try: arpanet ca"
     net["h2"].run(["arpanet", role, "stop"])
     try:
-        refused(net["h2"], *argv, env={"HOSTNAME": "h1"}, code=1, words=words)
+        code = USAGE if TLS else 1
+        refused(net["h2"], *argv, env={"HOSTNAME": "h1"}, code=code, words=words)
         assert set(hosts(net)) == set(before)
     finally:
         net["h2"].run(argv)
@@ -290,11 +294,25 @@ def test_a_create_that_is_wrong_is_refused_in_words_and_leaves_nothing(
     docker(net, "rm", "bad")
 
 
+SPEAK = r"""
+import sys
+address, text, wait_s = sys.argv[1:]
+got = b""
+try:
+    link = reach(address, 8792, float(wait_s))
+    link.sendall(text.encode().decode("unicode_escape").encode("latin-1"))
+    end_sending(link)
+    while block := receive(link):
+        got += block
+except OSError:
+    pass  # refused, or it waits for more
+sys.stdout.write(got.decode("latin-1"))
+"""
+
+
 def speak(net: Lab, sender: Host, text: str, wait_s: int = 5) -> str:
     """Return what the agent of h2 answers to a text, however it ends."""
-    command = f"printf '{text}' | timeout {wait_s} busybox nc {net['h2'].ip} 8792"
-    done: subprocess.CompletedProcess[str] = sender.run(["sh", "-c", command], check=False)
-    return done.stdout
+    return str(sender.run([*program(SPEAK), net["h2"].ip, text, str(wait_s)]).stdout)
 
 
 @pytest.mark.parametrize(
