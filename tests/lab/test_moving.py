@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from clients import engine_json, engine_names, remove_containers
-from conftest import HOSTS, docker, eventually, output, until
+from conftest import HOSTS, curl, docker, eventually, output, until
 from faults import Fault, kill, set_rate, start_engine, start_master
 from lab import Lab
 
@@ -173,10 +173,10 @@ def test_a_move_that_is_cut_off_changes_nothing(moving: Lab, cut: str) -> None:
     volumes = volumes_on(moving, "h2")
     set_rate(moving, "h3", "200mbit")
     try:
-        url = f"http://{moving['h1'].ip}:8791/arpanet/containers/db0/move?host=h3&volumes=1"
+        path = "/arpanet/containers/db0/move?host=h3&volumes=1"
         words = ["arpanet", "move", "--with-volumes", "db0", "h3"]
         if cut == "the master dies":  # this very one
-            words = ["curl", "-sSNX", "POST", url]
+            words = curl(moving["h1"], path, "-sSNX", "POST")
         pipe = subprocess.PIPE
         mover = moving["h1"].popen(words, stdout=pipe, stderr=subprocess.STDOUT)
         assert mover.stdout
