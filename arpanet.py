@@ -5940,9 +5940,9 @@ class Handshake(Waiter):
         self.sock, self.fd, self.peer, self.settled = sock, sock.fileno(), peer, settled
 
     def start(self) -> None:
-        """Begin with what is there."""
+        """Begin as soon as something is there: until then the library would hold 20 KB for it."""
         self.pump.due[self] = time.monotonic() + SHAKE_S
-        self.event(0)
+        self.watch(self.fd, READABLE)
 
     def event(self, _events: int) -> None:
         """Go on, as far as the peer has answered."""
