@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import socket
 import ssl
 
 
+@functools.cache
 def secure() -> ssl.SSLContext | None:
     """Return the context of this host's certificate, None in the clear."""
     path = os.environ.get("ARPANET_CERT_PATH")
