@@ -166,7 +166,8 @@ def abandon(lab: Lab, verb: str, path: str, times: int = TIMES, upgrade: bool = 
     """Have the client begin that request so many times at once, read its head, and go."""
     words = [lab["h1"].ip, verb, path, str(times), "upgrade" if upgrade else ""]
     path = f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}"
-    lab.client.run([sys.executable, __file__, "abandon", *words], env={"PYTHONPATH": path})
+    command = [sys.executable, __file__, "abandon", *words]
+    lab.client.run(command, env={"PYTHONPATH": path}, timeout=240)
 
 
 STREAMS = [
