@@ -6486,6 +6486,12 @@ def get_ping(call: Call) -> Reply:
     return Reply(200, b"OK", headers)
 
 
+def get_options(call: Call) -> Reply:
+    """Answer what a browser asks before it asks, as an engine does: on any path."""
+    del call
+    return Reply(200)
+
+
 def get_version(call: Call) -> Reply:
     view = call.node.view
     versions = view.api
@@ -6499,7 +6505,8 @@ def get_version(call: Call) -> Reply:
         "KernelVersion": engine.get("kernel", ""),
         **engine.get("build", {}),
     }
-    components = [{"Name": "Engine", "Version": engine.get("version", "none"), "Details": about}]
+    details = {**about, "Experimental": "false"}
+    components = [{"Name": "Engine", "Version": engine.get("version", "none"), "Details": details}]
     components.append({"Name": "arpanet", "Version": __version__, "Details": {}})
     for host in hosts:
         details = {"Address": host.ip, "ApiVersion": host.engine.get("api", "")}
@@ -7182,10 +7189,36 @@ ADJECTIVES = (
 NOUNS = ("badger", "crane", "dolphin", "falcon", "heron", "lynx", "otter", "raven", "tern", "wren")
 
 
+def name_of_network(view: View, reference: str) -> str:
+    """Return the name of a network that all hosts have, for what may be its id on one of them."""
+    known = reference in view.networks or reference in STANDARD_NETWORKS
+    if known or reference == "default" or ":" in reference:
+        return reference
+    path = f"/networks/{urllib.parse.quote(reference, safe='')}"
+    found = {n["Name"] for n in good_answers(ask_hosts(view, "GET", path)).values()}
+    return found.pop() if len(found) == 1 and found <= view.networks.keys() else reference
+
+
+def with_network_names(view: View, body: dict[str, Any]) -> dict[str, Any]:
+    """Return what to create with the names of networks for their ids, which differ by host."""
+    host_config = object_of(body, "HostConfig", "HostConfig")
+    names = {r: name_of_network(view, r) for r in networks_of(body, host_config)}
+    if all(reference == name for reference, name in names.items()):
+        return body
+    mode = names.get(str(host_config.get("NetworkMode")), "default")
+    networking = object_of(body, "NetworkingConfig", "NetworkingConfig")
+    endpoints = networking.get("EndpointsConfig") or {}
+    named = {names[reference]: endpoint for reference, endpoint in endpoints.items()}
+    networking = dict(networking, EndpointsConfig=named)
+    host_config = dict(host_config, NetworkMode=mode)
+    return dict(body, HostConfig=host_config, NetworkingConfig=networking)
+
+
 def create_container(call: Call) -> Reply:
     """Make a container; until it is there, others are placed with it in mind."""
     body = load_object(call.body.read(), "the body")
     view = call.view_for_change()
+    body = with_network_names(view, body)
     name = call.text("name")
     if not name.partition("@")[0] and call.node.settings.auto_name:
         name = invent_name(view) + name
@@ -8276,7 +8309,7 @@ def get_volumes(call: Call) -> Reply:
     answers = ask_hosts(call.view_for_read(), "GET", call.target())
     for host, answer in require_answers(answers).items():
         for volume in answer.get("Volumes") or ():
-            shared.setdefault(volume["Name"], {})[host] = dict(volume, Host=host)
+            shared.setdefault(volume["Name"], {})[host] = volume
     volumes = [volume for found in shared.values() for volume in with_hosts(found)]
     return json_reply({"Volumes": volumes, "Warnings": None})
 
@@ -8334,6 +8367,12 @@ def get_plugins(call: Call) -> Reply:
 
 def get_plugin(call: Call) -> Reply:
     raise NotFound(f'plugin "{call.params["plugin"]}" not found')
+
+
+def leave_swarm(call: Call) -> Reply:
+    """Say what an engine says outside a swarm: to docker-py that is a success if forced."""
+    del call
+    raise Unavailable("This node is not part of a swarm")
 
 
 def refuse(call: Call) -> Reply:
@@ -8470,6 +8509,7 @@ ROUTES = (
     Route("DELETE", "/images/{image+}", remove_image, "on all"),
     Route("GET", "/volumes", get_volumes, "merged"),
     Route("GET", "/volumes/{volume}", inspect_volume, "routed"),
+    Route("PUT", "/volumes/{volume}", refuse, "refused"),
     Route("DELETE", "/volumes/{volume}", remove_volume, "routed"),
     Route("POST", "/volumes/create", create_volume, "placed"),
     Route("POST", "/volumes/prune", prune, "on all"),
@@ -8494,10 +8534,12 @@ ROUTES = (
     Route("GET", "/plugins", get_plugins, "answered"),
     Route("GET", "/plugins/{plugin+}/json", get_plugin, "answered"),
     Route("GET|POST|DELETE", "/plugins/{rest+}", refuse, "refused"),
+    Route("POST", "/swarm/leave", leave_swarm, "answered"),
     *(
         Route("GET|POST|DELETE", f"/{kind}{{rest*}}", refuse, "refused")
         for kind in ("swarm", "nodes", "services", "tasks", "secrets", "configs")
     ),
+    Route("OPTIONS", "{any*}", get_options, "answered"),
 )
 
 

@@ -676,6 +676,7 @@ SCENARIOS = {
         docker version --format '{{.Server.Platform.Name}}' | grep -o 'arpanet.*'
         docker version --format '{{.Server.GitCommit}}{{.Server.GoVersion}}' | grep -c .
         docker version --format '{{range .Server.Components}}{{println .Name}}{{end}}'
+        docker version --format '{{(index .Server.Components 0).Details.Experimental}}'
         docker system info --format '{{.OSType}}'
         docker nosuch
         docker container nosuch
@@ -747,11 +748,6 @@ def refusal(request: str) -> str:
 
 REFUSED = [
     (NO_SWARM, "docker swarm join-token worker", "GET /swarm"),
-    (
-        "Error response from daemon: This node is not part of a swarm",
-        "docker swarm leave",
-        "POST /swarm/leave",
-    ),
     (NO_SWARM, "docker swarm update --autolock", "GET /swarm"),
     (NO_SWARM, "docker service ls", "GET /services"),
     (NO_SWARM, "docker service create busybox", "POST /services/create"),

@@ -429,6 +429,11 @@ def test_a_network_is_made_listed_joined_left_and_removed() -> None:
     for container in containers:
         via("h3").networks.get(made.id).disconnect(container)
         container.remove(force=True)
+    by_id = [make(f"by-id{n}", network=made.id) for n in range(3)]  # it is the id on one host
+    assert {host_of(c) for c in by_id} == set(HOSTS)
+    for container in by_id:
+        assert set(container.attrs["NetworkSettings"]["Networks"]) == {"net1"}
+        container.remove(force=True)
     refused(APIError, 409, "already exists", lambda: via("h2").networks.create("net1"))
     via("h2").networks.get("net1").remove()
     for host in HOSTS:
@@ -467,7 +472,8 @@ def test_a_link_of_a_network_is_a_name_across_hosts() -> None:
 def test_a_volume_is_made_used_listed_and_removed() -> None:
     made = via("h1").volumes.create("vol1", labels={"of": "test"})
     assert made.attrs["Labels"] == {"of": "test"}
-    assert via("h2").volumes.get("vol1").name == "vol1"
+    assert via("h2").volumes.get("vol1").attrs == made.attrs
+    assert made.attrs in via("h3").api.volumes()["Volumes"]
     run = functools.partial(via("h2").containers.run, "busybox", remove=True)
     run(
         ["sh", "-c", "echo kept >/data/f"],
@@ -565,6 +571,7 @@ def check_errors(client: Any) -> None:
     refused(APIError, 400, "Invalid container name (a b)",
             lambda: low.create_container("busybox", "true", name="a b"))  # fmt: skip
     refused(APIError, 501, "not supported", lambda: client.swarm.init())
+    assert client.swarm.leave(force=True)  # it is in none, as any engine that stands alone
     refused(APIError, 400, "Invalid filter 'nosuch'",
             lambda: client.containers.list(filters={"nosuch": "x"}))  # fmt: skip
 

@@ -618,6 +618,8 @@ WRONG = [
     ("GET /containers/a%20%C3%A9/json", 404, "No such container: a é"),
     ("POST /swarm/init", 501, "POST /swarm/init is not supported"),
     ("GET /swarm", 501, "GET /swarm is not supported"),
+    ("POST /swarm/leave?force=True", 503, "This node is not part of a swarm"),
+    ("PUT /volumes/v", 501, "PUT /volumes/v is not supported"),
     ("POST /containers/create", 400, "the body is not JSON"),
 ]
 
@@ -627,6 +629,12 @@ def test_an_error_is_json_with_its_words(api: Api, line: str, status: int, words
     (answer,) = api.talk(request(line))
     assert answer.status == status
     assert words in answer.message
+
+
+def test_options_are_answered_on_any_path(api: Api) -> None:
+    for path in ("/", "/containers/json", "/v1.41/nosuch"):
+        (answer,) = api.talk(request(f"OPTIONS {path}"))
+        assert (answer.status, answer.body) == (200, b"")
 
 
 CREATES: list[tuple[str, bytes, str]] = [
