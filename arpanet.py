@@ -1515,7 +1515,7 @@ def http_answer(
     """
     payload = b"" if body is None else dump_json(body)
     headers = [("Connection", "close"), ("Content-Length", str(len(payload)))]
-    with contextlib.closing(dial_member(address, timeout_s or 5.0, name)) as sock:
+    with contextlib.closing(dial_member(address, min(timeout_s or 5.0, 5.0), name)) as sock:
         sock.settimeout(timeout_s)
         send_request(sock, method, path, headers, payload)
         with contextlib.closing(read_response(sock, method)) as response:
