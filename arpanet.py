@@ -2265,7 +2265,7 @@ def match_ancestor(container: Container, value: str) -> bool:
     short = value.removeprefix("sha256:")
     return (
         value in (image, image_id)
-        or with_tag(value) == with_tag(image)
+        or image_name(value) == image_name(image)
         or (len(short) >= 4 and plain.startswith(short))
     )
 
@@ -5037,7 +5037,7 @@ class Node:
         self.settings, self.mesh, self.stop = settings, mesh, stop
         self.view = View()
         self.exec_hosts: Recent[str] = Recent()  # exec id: host
-        self.pull_hosts: Recent[str] = Recent(1000)  # image: host that a create waits on
+        self.pull_hosts: Recent[str] = Recent(1000)  # its image_name(): host that a create waits on
         self.settled: Recent[ImageEntry] = Recent()  # "HOST NAME": what the name was seen to mean
         self.making = Making()
         self.tunnels = Tunnels()
@@ -7464,7 +7464,7 @@ def ask_create(call: Call, host: str, wish: CreateWish, body: Mapping[str, Any])
         reply.read_json()
     except EngineError:
         if not bring_image(call, wish.image, engine):
-            call.node.pull_hosts.put(with_tag(wish.image), host)
+            call.node.pull_hosts.put(image_name(wish.image), host)
             raise
     return engine.send("POST", target, headers, dump_json(body))
 
@@ -8038,7 +8038,7 @@ def pull_image(call: Call) -> Reply:
         name = join_tag(call.text("repo"), call.text("tag"))
         return make_images(call, first_engine(call.node, view), [name] if name else ())
     reference = join_tag(call.text("fromImage"), call.text("tag"))
-    host = call.node.pull_hosts.pop(with_tag(reference))
+    host = call.node.pull_hosts.pop(image_name(reference))
     if host and not view.trouble(host):
         return make_images(call, call.node.require_engine(view, host))
     streams = open_streams(call, view, call.target())

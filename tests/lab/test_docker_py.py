@@ -571,7 +571,7 @@ def check_errors(client: Any) -> None:
     refused(APIError, 400, "Invalid container name (a b)",
             lambda: low.create_container("busybox", "true", name="a b"))  # fmt: skip
     refused(APIError, 501, "not supported", lambda: client.swarm.init())
-    assert client.swarm.leave(force=True)  # it is in none, as any engine that stands alone
+    assert low.leave_swarm(force=True)  # it is in none, as any engine that stands alone
     refused(APIError, 400, "Invalid filter 'nosuch'",
             lambda: client.containers.list(filters={"nosuch": "x"}))  # fmt: skip
 

@@ -496,6 +496,25 @@ def test_a_chunked_answer_is_passed_on_as_it_is_and_broken_off_as_it_was(
     assert passed == stream
 
 
+FORMS = ["busybox&tag=latest", "docker.io/library/busybox&tag=latest", "library%2Fbusybox:latest"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pull_that_a_create_waits_on_goes_to_its_host_by_any_form_of_the_name(
+    api: Api, form: str
+) -> None:
+    progress = b'{"status":"pulled"}\r\n'  # one of all hosts would be led by its host's name
+    with engine_that_says(b"HTTP/1.1 200 OK\r\n\r\n" + progress) as far:
+        api.node.view = view(hosts=[far])
+        api.node.pull_hosts.put("busybox:latest", "h1")
+        with contextlib.closing(arpanet.dial(api.address)) as sock:
+            sock.settimeout(10)
+            asked = f"POST /images/create?fromImage={form}"
+            sock.sendall(request(asked, "Content-Length: 0", version="HTTP/1.0"))
+            said = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert said.partition(b"\r\n\r\n")[2] == progress
+
+
 def test_a_client_that_only_a_failed_write_tells_of_takes_its_streams_with_it() -> None:
     with serving(watches=False) as api, socket.create_server(("127.0.0.1", 0)) as listener:
         address = HostPort(*listener.getsockname())
