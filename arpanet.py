@@ -5172,18 +5172,19 @@ class Node:
         return self.engine(host)
 
 
-def publish(node: Node, host: Host, container_id: str) -> None:
+def publish(node: Node, host: str, container_id: str) -> None:
     """Have a host's slave write a container to the mesh, and wait until it is in our view.
 
     A slave that does not answer is only logged: its own events bring the news later.
     """
     path = f"/publish/{container_id}?revision={node.view.revision}"
     try:
-        answer = http_json(host.agent, "POST", path, SYNC_S * 2, name=host.name)
+        agent = node.view.hosts[host].agent
+        answer = http_json(agent, "POST", path, SYNC_S * 2, name=host)
         node.wait_view(int(answer["revision"]))
     except (OSError, ArpanetError, KeyError, TypeError, ValueError) as e:
         log.warning(
-            "could not have container %s published, host=%s: %s", container_id[:12], host.name, e
+            "could not have container %s published, host=%s: %s", container_id[:12], host, e
         )
 
 
@@ -6961,7 +6962,7 @@ def change_container(call: Call) -> Reply:
     """Pass a change on; the answer goes out when every master can see it."""
     container = call.container(change=True)
     reply = call.forward(container)
-    publish(call.node, call.node.view.hosts[container.host], container.id)
+    publish(call.node, container.host, container.id)
     return engine_reply(call, container, reply)
 
 
@@ -6983,7 +6984,7 @@ def wait_container(call: Call) -> Reply:
     def blocks() -> Iterator[bytes]:
         for number, block in enumerate(reply.blocks()):
             if number == 0:
-                publish(call.node, call.node.view.hosts[container.host], container.id)
+                publish(call.node, container.host, container.id)
             yield block
 
     return Reply(200, headers=JSON, stream=blocks())
@@ -7035,7 +7036,7 @@ def rename_container(call: Call) -> Reply:
     except BaseException:
         let_go(call.node, claim)
         raise
-    publish(call.node, call.node.view.hosts[container.host], container.id)
+    publish(call.node, container.host, container.id)
     return Reply(engine=reply)
 
 
@@ -7081,7 +7082,7 @@ def prune(call: Call) -> Reply:
     answers = change_hosts(view, "POST", call.target())
     for host, answer in answers.items():
         for container_id in answer.get("ContainersDeleted") or ():
-            publish(call.node, view.hosts[host], container_id)
+            publish(call.node, host, container_id)
         for volume in answer.get("VolumesDeleted") or ():
             call.node.mesh.delete(key_of("volumes", volume))
     total = add_up([*answers.values()])
@@ -7258,7 +7259,7 @@ def make_somewhere(
         try:
             made = make_on(call, view, wish, body, placed, links)
             recipe = Recipe(host, call.query_text, body) if wish.reschedule else None
-            keep_created(call, claim, wish, view.hosts[host], made["Id"], recipe)
+            keep_created(call, claim, wish, host, made["Id"], recipe)
         except Unsure:
             undo.close()
             reserve_name(call.node, wish.name, host)
@@ -7532,7 +7533,7 @@ def counted(blocks: Iterable[bytes], note: Callable[[int], object]) -> Iterator[
 
 
 def keep_created(
-    call: Call, claim: Claim, wish: CreateWish, host: Host, container_id: str, recipe: Recipe | None
+    call: Call, claim: Claim, wish: CreateWish, host: str, container_id: str, recipe: Recipe | None
 ) -> None:
     """Give a new container its name and volumes for good; undo the create when that fails.
 
@@ -7543,14 +7544,14 @@ def keep_created(
         if recipe:
             node.mesh.write(key_of("recipes", container_id), dump_json(recipe._asdict()))
         for volume in wish.volumes:
-            if not node.view.volumes.get(volume, VolumePin(host.name, settled=False)).settled:
-                node.mesh.write(key_of("volumes", volume), dump_json({"host": host.name}))
+            if not node.view.volumes.get(volume, VolumePin(host, settled=False)).settled:
+                node.mesh.write(key_of("volumes", volume), dump_json({"host": host}))
         publish(node, host, container_id)
         held = node.view.names.get(wish.name)
-        if held is None or (held.host, held.id) != (host.name, container_id):
-            keep_name(node, claim, host.name, container_id, wish.needs)
+        if held is None or (held.host, held.id) != (host, container_id):
+            keep_name(node, claim, host, container_id, wish.needs)
     except (LostClaim, MeshDown) as e:
-        engine = node.require_engine(node.view, host.name)
+        engine = node.require_engine(node.view, host)
         with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
             engine.send("DELETE", f"/containers/{container_id}?v=1", timeout_s=30.0).read()
         if isinstance(e, LostClaim):
@@ -7603,7 +7604,7 @@ class Mover:
                 target = node.require_engine(node.view, placed.host)
                 made = self._make(call, placed, target)
                 self._fill(target, made)
-                publish(node, target.host, made)
+                publish(node, placed.host, made)
                 self._switch(placed.host, made)
                 undo.pop_all()
         finally:
@@ -8275,7 +8276,7 @@ def join_network(call: Call) -> Reply:
     engine = call.engine_of(container)
     headers = [("Content-Type", "application/json")]
     reply = engine.send("POST", target, headers, dump_json(payload), 60.0)
-    publish(call.node, view.hosts[container.host], container.id)
+    publish(call.node, container.host, container.id)
     return Reply(engine=reply)
 
 
