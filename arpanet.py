@@ -1164,7 +1164,7 @@ class Identity:
         try:
             self._credentials = self._load(self._seen)
         except PermissionError as e:
-            own = "DOCKER_TLS_VERIFY=1 DOCKER_CERT_PATH=DIR"
+            own = "where your own are: ARPANET_CERT_PATH=DIR"
             raise Usage(f"cannot read {e.filename}; use sudo, or say {own}") from e
         except (OSError, ValueError) as e:
             raise Usage(f"cannot use the certificate for TLS: {e}") from e
