@@ -58,7 +58,7 @@ Option            Variable                 What it does
 --purge                                    With --uninstall: remove its settings and its data too
 -h, --help                                 Show this
 
-Settings go to /etc/arpanet/arpanet.env once; from then on that file is yours.
+Settings go to /etc/arpanet/arpanet.env. What stands there is kept: change it there, and run this again.
 HELP
 }
 
@@ -172,23 +172,32 @@ check_system() {
 
 check_roles() {
     if wants master; then
-        [ -n "$peers" ] || setting ARPANET_PEERS || [ -d "$DATA/etcd" ] ||
+        [ -n "$peers" ] || setting ARPANET_PEERS || is_member ||
             usage_error "a master needs --peers: boot if it is the first one"
         if systemd_runs && { quietly systemctl is-active etcd.service || quietly systemctl is-enabled etcd.service; }; then
             die "this machine's own etcd.service has the port 2379 that a master needs: systemctl disable --now etcd"
         fi
     elif wants slave; then
-        [ -n "$masters" ] || setting ARPANET_MASTERS || usage_error "a slave without a master needs --masters IP,..."
+        [ -n "$masters" ] || setting ARPANET_MASTERS || is_member || usage_error "a slave without a master needs --masters IP,..."
     fi
 }
 
 # setting NAME: whether arpanet.env has it.
 setting() { grep -qs "^ *\(export \)\{0,1\}$1=." "$ETC/arpanet.env"; }
 
+# Whether the master of this machine has begun, so that --peers is done with.
+is_member() {
+    state=$(sed -n 's/^ *\(export \)\{0,1\}ARPANET_STATE_DIR=//p' "$ETC/arpanet.env" 2>/dev/null) || true
+    [ -d "${state:-$DATA}/etcd" ]
+}
+
 check_certificate() {
-    [ -z "$certs" ] || for file in ca.pem cert.pem key.pem; do
+    [ -n "$certs" ] || return 0
+    for file in ca.pem cert.pem key.pem; do
         [ -s "$certs/$file" ] || die "there is no $certs/$file; to make it, with arpanet on any machine: arpanet help tls"
     done
+    ! is_member || setting ARPANET_CERT_PATH || setting ARPANET_TLS_VERIFY || setting ARPANET_TLS ||
+        die "the master of this machine is without TLS; how to change that: arpanet help tls; nothing was changed"
 }
 
 check_url() {
@@ -283,7 +292,7 @@ lock() {
 # shellcheck disable=SC2317,SC2329  # called by trap
 cleanup() {
     code=$?
-    [ "${masked:-0}" = 0 ] || quietly systemctl unmask etcd.service || true
+    [ "$dry_run" = 1 ] || unmask_etcd
     rm -rf "$tmp"
     exit "$code"
 }
@@ -325,7 +334,8 @@ install_packages() {
     [ "$brings_etcd" = 0 ] || mask_etcd
     # shellcheck disable=SC2086
     install $packages || { tail -20 "$tmp/packages.log" >&2; die "$tool could not install: $packages"; }
-    [ "$brings_etcd" = 0 ] || unmask_etcd
+    [ "$brings_etcd" = 0 ] || systemd_runs || ! have service ||
+        { quietly service etcd stop; quietly update-rc.d etcd disable; } || true
     python=$(PATH=$SERVICE_PATH command -v python3) || die "there is still no python3"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' </dev/null ||
         die "arpanet needs Python 3.10 or later, and $tool has brought $("$python" -V 2>&1)"
@@ -368,17 +378,18 @@ knows() { quietly dnf -q list "$1"; }
 
 # A service that is masked before its package comes is never started, not even for a moment.
 mask_etcd() {
-    [ ! -e "$UNITS/etcd.service" ] && have systemctl && quietly systemctl mask etcd.service || return 0
-    masked=1
+    [ ! -e "$UNITS/etcd.service" ] && have systemctl || return 0
+    mkdir -p "$CACHE"
+    touch "$CACHE/masked"
+    quietly systemctl mask etcd.service || rm -f "$CACHE/masked"
 }
 
+# Whenever this script ends, also after one that was killed.
 unmask_etcd() {
-    if [ "${masked:-0}" = 1 ]; then
-        quietly systemctl unmask etcd.service
-        masked=0
-        quietly systemctl disable etcd.service || true
-    fi
-    systemd_runs || ! have service || { quietly service etcd stop; quietly update-rc.d etcd disable; } || true
+    [ -e "$CACHE/masked" ] || return 0
+    quietly systemctl unmask etcd.service || true
+    quietly systemctl disable etcd.service || true
+    rm -f "$CACHE/masked"
 }
 
 # Builds in a copy: nothing of root's is left in the checkout.
@@ -393,23 +404,24 @@ build_pex() {
     cp "$CACHE/build/dist/arpanet.pex" "$tmp/arpanet.pex"
 }
 
-# put MODE FILE: standard input becomes FILE, whole and at once, and changed=1 if that is news.
+# put MODE FILE: standard input becomes FILE, whole and at once. If that is news, what runs is to be started anew: the
+# mark of it stays until that is done, also when this script is killed before.
 put() {
     if [ "$dry_run" = 1 ]; then echo "would write $2"; cat >/dev/null; return; fi
     mkdir -p "$(dirname "$2")"
-    cat >"$2.arpanet-new"
+    if ! cat >"$2.arpanet-new"; then rm -f "$2.arpanet-new"; die "cannot write $2; it is as it was"; fi
     chmod "$1" "$2.arpanet-new"
-    if cmp -s "$2.arpanet-new" "$2"; then rm -f "$2.arpanet-new"; else mv -f "$2.arpanet-new" "$2"; changed=1; fi
+    if cmp -s "$2.arpanet-new" "$2"; then rm -f "$2.arpanet-new"; return; fi
+    touch "$CACHE/changed"
+    mv -f "$2.arpanet-new" "$2"
 }
 
+changed() { [ -e "$CACHE/changed" ]; }
+
 install_files() {
-    changed=0
     if [ "$dry_run" = 1 ]; then echo "would write $BIN"; else install_pex; fi
-    if [ ! -e "$ETC/arpanet.env" ]; then
-        env_file | put 644 "$ETC/arpanet.env"
-    elif [ -n "$peers$masters$address$certs" ]; then
-        say "$ETC/arpanet.env is kept as it is; settings are changed there"
-    fi
+    env_file >"$tmp/env"
+    put "$(stat -Lc %a "$ETC/arpanet.env" 2>/dev/null || echo 644)" "$ETC/arpanet.env" <"$tmp/env"
     for r in master slave; do
         unit "$r" >"$tmp/unit" || true
         put 644 "$UNITS/arpanet-$r.service" <"$tmp/unit"
@@ -419,23 +431,41 @@ install_files() {
 # The new file must run here before it replaces anything; this also unpacks it, so that the services start fast.
 install_pex() {
     mkdir -p "$CACHE"
-    said=$(alone env PEX_ROOT="$CACHE/pex" "$python" "$tmp/arpanet.pex" --version 2>"$tmp/error") || {
-        tail -5 "$tmp/error" >&2
+    if ! { said=$(try_pex 0 --version) && try_pex 1 -c 'import docker, etcd3, cryptography.x509'; }; then
+        ! grep -q 'compatible interpreter' "$tmp/error" ||
+            die "this arpanet.pex is for another Python than $("$python" -V); nothing was replaced; one for all is made by: ./build_zipapp.sh --all"
+        tail -n 1 "$tmp/error" >&2
         die "this arpanet.pex does not run with $("$python" -V) on $(uname -m); nothing was replaced"
-    }
+    fi
     [ -z "$version" ] || [ "$said" = "arpanet $version" ] ||
         die "this is $said, and arpanet $version is wanted; nothing was replaced"
     put 755 "$BIN" <"$tmp/arpanet.pex"
     say "$said is in $BIN"
 }
 
+# try_pex 0 WORDS... runs arpanet, try_pex 1 WORDS... the Python that it has.
+try_pex() {
+    as_python=$1
+    shift
+    alone env PEX_ROOT="$CACHE/pex" PEX_INTERPRETER="$as_python" "$python" "$tmp/arpanet.pex" "$@" 2>"$tmp/error"
+}
+
+# What is there, and at its end what it lacks.
 env_file() {
-    echo "# Settings of arpanet on this machine, for all its roles. Written once; from now on this file is yours."
-    echo "# What there is to set: arpanet help settings. The next start reads what is changed here."
-    [ -z "$address" ] || echo "ARPANET_IP=$address"
-    [ -z "$peers" ]   || echo "ARPANET_PEERS=$peers"
-    [ -z "$masters" ] || echo "ARPANET_MASTERS=$masters"
-    [ -z "$certs" ]   || echo "ARPANET_CERT_PATH=$certs"
+    if [ -e "$ETC/arpanet.env" ]; then awk 1 "$ETC/arpanet.env"; else
+        echo "# Settings of arpanet on this machine, for all its roles. What stands here is kept by bootstrap.sh: change it here."
+        echo "# What there is to set: arpanet help settings. The next start reads what is changed here."
+    fi
+    add_setting ARPANET_IP "$address"
+    # whom to join is asked once
+    is_member || add_setting ARPANET_PEERS "$peers"
+    add_setting ARPANET_MASTERS "$masters"
+    add_setting ARPANET_CERT_PATH "$certs"
+}
+
+add_setting() {
+    if [ -z "$2" ] || grep -qs "^ *\(export \)\{0,1\}$1=[\"']\{0,1\}$2[\"']\{0,1\} *\$" "$ETC/arpanet.env"; then return; fi
+    if setting "$1"; then warn "$ETC/arpanet.env has another $1, which is kept; change it there"; else echo "$1=$2"; fi
 }
 
 # unit ROLE. ProtectSystem=full and not strict: /etc/arpanet/arpanet.env may put the data wherever it likes.
@@ -523,39 +553,33 @@ wait_for_docker() {
 
 services() {
     if systemd_runs; then run systemctl daemon-reload; fi
-    [ "$role" != none ] || { restart_running; return; }
     if systemd_runs; then
         for r in master slave; do ! wants "$r" || run systemctl enable -q "arpanet-$r.service"; done
     fi
     [ "$no_start" = 0 ] || return 0
     ! wants slave || start_docker
-    for r in master slave; do ! wants "$r" || start_role "$r"; done
+    # what runs goes on with the new version, also where it is not asked for
+    for r in master slave; do if wants "$r" || role_runs "$r"; then start_role "$r"; fi; done
     ! wants master || forget_boot
+    run rm -f "$CACHE/changed"
 }
 
 # The first master is booted once: should its data be lost, it must not quietly begin another, empty arpanet.
 forget_boot() { ! grep -qsx 'ARPANET_PEERS=boot' "$ETC/arpanet.env" || run sed -i '/^ARPANET_PEERS=boot$/d' "$ETC/arpanet.env"; }
 
-# What runs goes on with the new version.
-restart_running() {
-    [ "$changed" = 1 ] && [ "$no_start" = 0 ] && systemd_runs || return 0
-    for r in master slave; do run systemctl try-restart "arpanet-$r.service"; done
-}
+role_runs() { if systemd_runs; then quietly systemctl is-active "arpanet-$1.service"; else daemon_runs "$1"; fi; }
 
 # start_role ROLE: it runs, with what is installed now, when this returns.
 start_role() {
+    changed || ! role_runs "$1" || return 0
     if systemd_runs; then
-        [ "$changed" = 1 ] || ! quietly systemctl is-active "arpanet-$1.service" || return 0
         say "starting arpanet-$1.service"
         run systemctl restart "arpanet-$1.service" || {
             alone journalctl -q -n 10 -o cat -u "arpanet-$1.service" >&2
             die "the $1 does not start; see: journalctl -u arpanet-$1"
         }
     else
-        if daemon_runs "$1"; then
-            [ "$changed" = 1 ] || return 0
-            daemon stop "$1"
-        fi
+        ! daemon_runs "$1" || daemon stop "$1"
         daemon start "$1" || die "the $1 does not start"
     fi
 }
@@ -585,11 +609,15 @@ remove() {
         run systemctl disable --now arpanet-slave.service arpanet-master.service 2>/dev/null || true
     fi
     for r in slave master; do ! daemon_runs "$r" || daemon stop "$r" || true; done
-    run rm -f "$BIN" "$UNITS/arpanet-master.service" "$UNITS/arpanet-slave.service"
+    run rm -f "$BIN" "$BIN.arpanet-new" "$UNITS/arpanet-master.service" "$UNITS/arpanet-slave.service"
+    [ "$dry_run" = 1 ] || unmask_etcd
     run rm -rf "$CACHE"
     if systemd_runs; then run systemctl daemon-reload; fi
-    if [ "$purge" = 1 ]; then run rm -rf "$ETC" "$DATA" "$LOGS" /run/arpanet
-    else say "kept: $ETC $DATA $LOGS (--purge removes them)"; fi
+    [ "$purge" = 0 ] || run rm -rf "$ETC" "$DATA" "$LOGS" /run/arpanet
+    [ "$dry_run" = 0 ] || return 0
+    # shellcheck disable=SC2012
+    kept=$(ls -d "$ETC" "$DATA" "$LOGS" 2>/dev/null | tr '\n' ' ')
+    [ -z "$kept" ] || say "kept: $kept(--purge removes them)"
     say "removed; containers, Docker and etcd stay"
 }
 
