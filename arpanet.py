@@ -13953,6 +13953,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except ImportError as e:
+        print_remark(f"cannot load a library: {e}; PEX_ROOT=DIR keeps them elsewhere, not noexec")
+        return 1
     except Exception as e:
         log.debug("internal error", exc_info=True)
         print_remark(f"internal error: {e!r}; please report it")

@@ -366,6 +366,17 @@ def test_zsh_gets_the_same_through_its_own_bridge() -> None:
 # ---- what is written
 
 
+def test_a_library_that_cannot_be_loaded_is_no_internal_error(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['cryptography'] = None; import arpanet; sys.exit(arpanet.main())"
+    )
+    command = [sys.executable, "-c", code, "ca", "init", str(tmp_path / "ca")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("arpanet: cannot load a library: ")
+    assert "PEX_ROOT=DIR" in done.stderr
+
+
 def test_a_line_of_the_log_is_one_line_whatever_a_name_has() -> None:
     record = logging.LogRecord("arpanet", 30, "", 0, "no %s", ("a\nERROR main: \x1b[1m\x9b",), None)
     line = LogLine("%(levelname)s %(threadName)s: %(message)s").format(record)
