@@ -2,7 +2,7 @@
 # Build dist/arpanet.pex, arpanet with its dependencies as one file, and dist/arpanet.pex.sha256.
 #
 #   ./build_zipapp.sh            for the Python and the CPU of this machine (14 MB)
-#   ./build_zipapp.sh --all      one file for CPython 3.10 to 3.14 on x86_64 and aarch64 (92 MB)
+#   ./build_zipapp.sh --all      one file for CPython 3.10 to 3.14 on x86_64 and aarch64 (82 MB)
 #   ./build_zipapp.sh --check    build twice, and fail when the two files differ
 #   ./build_zipapp.sh --lock     resolve the dependencies anew and write requirements.txt
 #
@@ -180,7 +180,8 @@ write_lock() {
     "$tools/bin/python" -I - "$build/lock.json" >"$build/lock.txt" <<'PYTHON'
 import json, re, sys
 
-OURS = re.compile(r"-cp3(9|1[0-4])-(cp3\d\d|abi3)-\S*manylinux2014_(x86_64|aarch64)\S*\.whl$")
+# a wheel for abi3 serves all our Pythons: the oldest is enough
+OURS = re.compile(r"-(cp39-abi3|cp31[0-4]-cp31[0-4])-\S*manylinux2014_(x86_64|aarch64)\S*\.whl$")
 
 
 def wheels_we_take(artifacts):
