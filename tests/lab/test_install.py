@@ -271,8 +271,6 @@ class Machine:
         own = f"upperdir={self.directory}/upper,workdir={self.directory}/work"
         call("mount", "-t", "overlay", "overlay", "-o", f"lowerdir={self.debian},{own}", self.root)
         self.copy_checkout()
-        # dpkg waits for the disk after each file, which proves nothing here
-        (self.root / "etc/dpkg/dpkg.cfg.d/lab").write_text("force-unsafe-io\n")
         for group in self.groups:
             make_group(group)
         self.nspawn = self.spawn()
@@ -609,10 +607,9 @@ def test_a_machine_without_systemd_is_installed_from_the_web_and_upgraded(
         )
         assert machine.sh("cat /run/arpanet/*.pid") == before
         assert machine.enter(f"URL={WEB}\n{CUT}").returncode == 0
-        machine.sh(f"{install} --masters 10.9.8.7")
+        machine.sh(install)
         assert machine.sh("arpanet --version") == "arpanet 0.0.0\n"
-        settings = machine.sh("cat /etc/arpanet/arpanet.env")
-        assert settings.endswith("# mine\nARPANET_MASTERS=10.9.8.7\n")
+        assert "# mine" in machine.sh("cat /etc/arpanet/arpanet.env")
         status = machine.sh("arpanet master status --json")
         assert status.count('"version": "0.0.0"') == 3, "master or slave still runs the old file"
         assert machine.sh("docker -H tcp://10.9.8.7:8791 ps -aq") != ""
