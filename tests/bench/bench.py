@@ -4,6 +4,7 @@
     sudo tests/bench/run --row link-bulk-1   # one row, or several: the flag may be given again
     sudo tests/bench/run --list              # the rows
     sudo tests/bench/run --quick --json      # fewer and shorter samples; for machines
+    sudo tests/bench/run --tls               # links from host to host with certificates everywhere
 
 A row samples arpanet and its peers in turn (A B C A B C ...), so that what else the machine does
 meets all of them. What is compared are medians; the spread is half of what lies between the
@@ -28,6 +29,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +40,7 @@ from typing import Any, NamedTuple, TypeVar
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from lab import PATH, Host, HostProcess, Lab, LabError, Process  # noqa: E402
+from lab import PATH, TLS_DIR, Host, HostProcess, Lab, LabError, Process  # noqa: E402
 
 # ==== Rows ====================================================================
 # A row is a question with a number for an answer. Its contest is a context: what is to be
@@ -129,10 +131,10 @@ LOAD = [sys.executable, "-I", str(ROOT / "tests" / "bench" / "load.py")]
 
 
 class World:
-    """The lab, with arpanet on three hosts. quick: shorter samples."""
+    """The lab, with arpanet on three hosts. quick: shorter samples. tls: they have certificates."""
 
-    def __init__(self, lab_name: str = "", *, quick: bool = False) -> None:
-        self.quick, self._lab_name = quick, lab_name
+    def __init__(self, lab_name: str = "", *, quick: bool = False, tls: bool = False) -> None:
+        self.quick, self._lab_name, self.tls = quick, lab_name, tls
         self.crowded = False  # with 1,000 hosts that are rows in etcd
         self.seconds = 0.3 if quick else 0.7
         self.is_guest = bool(lab_name)  # in a lab that stays up
@@ -158,7 +160,11 @@ class World:
         """Return the lab: the one that was named, with arpanet on it already, or a new one."""
         if self._lab_name:
             return Lab.open(self._lab_name)
-        lab = self._ending.enter_context(Lab.up(4, pex=build_pex(), name=f"bench{os.getpid()}"))
+        pex = build_pex()
+        lab = self._ending.enter_context(Lab.up(4, pex=pex, name=f"bench{os.getpid()}"))
+        if self.tls:
+            made = self._ending.enter_context(tempfile.TemporaryDirectory())
+            lab.give_certificates(make_authority(pex, lab, Path(made) / "ca"))
         lab["h1"].run(["arpanet", "master", "start", "--peers", "boot"])
         for name in HOSTS[1:]:
             lab[name].run(["arpanet", "master", "start", "--peers", lab["h1"].ip])
@@ -203,6 +209,15 @@ class World:
         self.api("rm", "-f", "-v", name, check=False)  # of a row that failed
         words = ("-v", f"{volume}:/on", *words, "busybox", "sleep", "100000")
         self.api("run", "-d", "--name", name, *words)
+
+
+def make_authority(pex: Path, lab: Lab, made: Path) -> Path:
+    """Return a directory with a certificate for each host of the lab, and for its client."""
+    machines = [["--host", host.name, "--ip", host.ip] for host in lab.hosts]
+    orders = [["issue", "--ca", str(made), *who] for who in (*machines, ["--client", "c1"])]
+    for order in (["init", str(made)], *orders):
+        subprocess.run([str(pex), "ca", *order], check=True, stdout=subprocess.DEVNULL)
+    return made
 
 
 def build_pex() -> Path:
@@ -336,14 +351,20 @@ class Hop(NamedTuple):
     host: Host
     listen: Mapping[int, tuple[str, int]]  # of the server's port: where to listen
     targets: Mapping[int, tuple[str, int]]
+    tls: str = ""  # "bind" or "server": which side of it goes to the other host, by mutual TLS
 
 
 def haproxy_words(hop: Hop) -> list[list[str]]:
     """Return the command of HAProxy, which splices all it can."""
-    text = HAPROXY
+    text, pem = HAPROXY, "/run/bench-haproxy.pem"
+    secure = f" ssl crt {pem} ca-file {TLS_DIR}/ca.pem verify required"
+    if hop.tls:
+        own = [hop.host.path(f"{TLS_DIR}/{name}.pem").read_text() for name in ("cert", "key")]
+        hop.host.path(pem).write_text("".join(own))
+    bind, server = (secure if hop.tls == side else "" for side in ("bind", "server"))
     for port, (ip, number) in hop.listen.items():
         target = "{}:{}".format(*hop.targets[port])
-        text += f"listen p{number}\n  bind {ip}:{number}\n  server s {target}\n"
+        text += f"listen p{number}\n  bind {ip}:{number}{bind}\n  server s {target}{server}\n"
     path = hop.host.path("/run/bench-haproxy.cfg")
     path.write_text(text)
     return [["haproxy", "-db", "-q", "-f", "/run/bench-haproxy.cfg"]]
@@ -454,7 +475,7 @@ def linked(world: World, near: Host, far: Host) -> Mapping[str, Way]:
     ways = {OURS: Way(near, enter, {port: (vip, port) for port in (ECHO, SOURCE)}, slaves)}
     ip = inspect(far, server, "{{.NetworkSettings.IPAddress}}")
     straight = {port: (ip, port) for port in (ECHO, SOURCE)}
-    for peer in filter(is_here, FORWARDERS):
+    for peer in filter(is_here, ("haproxy",) if world.tls else FORWARDERS):
         ways[peer] = Way(near, enter, *hops_of(world, peer, near, far, straight))
     if near is far:
         ways["no forwarder"] = Way(near, enter, straight, ())
@@ -468,7 +489,8 @@ def hops_of(
     base = 9000 + 10 * list(FORWARDERS).index(peer) + (0 if near is far else 100)
     carriers: list[tuple[Host, int]] = []
     for host, ip in ((far, far.ip), (near, GATEWAY)) if near is not far else ((near, GATEWAY),):
-        hop = Hop(host, {port: (ip, base + port - ECHO) for port in there}, there)
+        tls = ("bind" if host is far else "server") if world.tls else ""
+        hop = Hop(host, {port: (ip, base + port - ECHO) for port in there}, there, tls)
         carriers += world.keep(forwarding(peer, hop))
         there, base = hop.listen, base + 50
     return there, carriers
@@ -964,16 +986,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="one short sample of each")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--list", action="store_true", help="print the rows and measure nothing")
+    parser.add_argument("--tls", action="store_true", help="links, with certificates on all hosts")
     parser.add_argument("--lab", metavar="NAME", default="", help="a lab that is up, with arpanet")
     return parser
 
 
-def choose(names: Sequence[str] | None) -> list[Row]:
-    """Return the rows of those names, all without. Raises LabError."""
-    known = {row.name: row for row in ROWS}
+def choose(names: Sequence[str] | None, tls: bool) -> list[Row]:
+    """Return the rows of those names, all without; with TLS there are few. Raises LabError."""
+    known = {row.name: row for row in ROWS if not tls or row.name.startswith("hosts-")}
     if unknown := [name for name in names or () if name not in known]:
         raise LabError(f"there is no row {unknown[0]}; there are: {', '.join(known)}")
-    return [known[name] for name in names] if names else list(ROWS)
+    return [known[name] for name in names] if names else list(known.values())
 
 
 def measure(rows: Sequence[Row], world: World) -> list[Line]:
@@ -991,7 +1014,7 @@ def main() -> int:
     """Run the command line; return 0 if every row was measured."""
     args = build_parser().parse_args()
     try:
-        rows = choose(args.row)
+        rows = choose(args.row, args.tls)
         if args.list:
             sys.stdout.write("".join(f"{row.name:16} {row.what}\n" for row in rows))
             return 0
@@ -999,7 +1022,7 @@ def main() -> int:
             raise LabError("the lab needs root: sudo tests/bench/run")
         if not args.lab:
             install_peers()
-        with World(args.lab, quick=args.quick) as world:
+        with World(args.lab, quick=args.quick, tls=args.tls) as world:
             lines = measure(rows, world)
             if args.lab:  # it stays up
                 crowd(world, many=False)

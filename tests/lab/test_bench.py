@@ -25,6 +25,11 @@ def test_the_list_has_every_row_once() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_with_certificates_the_links_between_hosts_are_measured() -> None:
+    names = [line.split()[0] for line in bench("--tls", "--list").splitlines()]
+    assert names == ["hosts-bulk-1", "hosts-bulk-8", "hosts-ping-1", "hosts-new-50"]
+
+
 def test_one_quick_row_compares_a_link_with_a_peer(net: Lab) -> None:
     row = ("--row", "link-ping-100")
     found: dict[str, Any] = json.loads(bench("--lab", net.name, "--quick", "--json", *row))
