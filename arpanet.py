@@ -2149,11 +2149,28 @@ def find_container(view: View, reference: str) -> Container | None:
 
 
 def require_container(view: View, reference: str) -> Container:
-    """Return the container. Raises NotFound in Docker's words."""
+    """Return the container. Raises NotFound in Docker's words, EngineAway if it is untold yet."""
     found = find_container(view, reference)
     if found is None:
+        refuse_untold(view, reference)
         raise no_such_container(reference)
     return found
+
+
+def refuse_untold(view: View, reference: str) -> None:
+    """Raise EngineAway for a container whose slave ended before it told of it.
+
+    To say that it is not there would let docker rm -f call it removed.
+    """
+    name, _, host = reference.removeprefix("/").partition("@")
+    named = view.names.get(name, NameEntry("", ""))
+    held = [named, *(e for e in view.names.values() if e.id == reference)]
+    for entry in held:
+        if entry.id and host in ("", entry.host):
+            raise EngineAway(
+                f"{reference} is on {entry.host}, whose slave has not told of it yet; "
+                f"if that lasts, on {entry.host} type: arpanet slave start"
+            )
 
 
 # ---- listing

@@ -263,6 +263,19 @@ def test_a_container_is_not_found(reference: str) -> None:
     assert str(caught.value) == f"No such container: {reference}"  # docker's words
 
 
+@pytest.mark.parametrize("reference", ["new", "/new", "new@h1", "9" * 64])
+def test_a_container_that_its_slave_has_not_told_of_is_not_called_gone(reference: str) -> None:
+    names = {**FOUND.names, "new": arpanet.NameEntry("h1", "9" * 64)}
+    with pytest.raises(arpanet.EngineAway, match=r"is on h1.*on h1 type: arpanet slave start"):
+        arpanet.require_container(dataclasses.replace(FOUND, names=names), reference)
+
+
+def test_a_name_that_is_only_claimed_is_no_container() -> None:
+    names = {"new": arpanet.NameEntry("h1", "")}
+    with pytest.raises(NotFound):
+        arpanet.require_container(dataclasses.replace(FOUND, names=names), "new")
+
+
 def test_an_ambiguous_prefix_is_refused_in_dockers_words() -> None:
     with pytest.raises(EngineError, match="Multiple IDs found with provided prefix: aaaa") as e:
         find_container(FOUND, "aaaa")
