@@ -2166,7 +2166,7 @@ def refuse_untold(view: View, reference: str) -> None:
     named = view.names.get(name, NameEntry("", ""))
     held = [named, *(e for e in view.names.values() if e.id == reference)]
     for entry in held:
-        if entry.id and host in ("", entry.host):
+        if entry.id and entry.id not in view.containers and host in ("", entry.host):
             raise EngineAway(
                 f"{reference} is on {entry.host}, whose slave has not told of it yet; "
                 f"if that lasts, on {entry.host} type: arpanet slave start"

@@ -254,7 +254,9 @@ def test_a_container_is_found(reference: str, name: str) -> None:
     assert found.name == name
 
 
-@pytest.mark.parametrize("reference", ["", "web@h2", "WEB", "we", "f", "A" * 64, "@h1", "*"])
+@pytest.mark.parametrize(
+    "reference", ["", "web@", "web@h2", "WEB", "we", "f", "A" * 64, "@h1", "*"]
+)
 def test_a_container_is_not_found(reference: str) -> None:
     if reference != "web@":
         assert find_container(FOUND, reference) is None
