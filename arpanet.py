@@ -10989,16 +10989,13 @@ class Publisher:
             return self._forget(container_id)
         record = dump_json(found)
         own = self._own.get(container_id)
-        name_change = self._take_name(container_of(self._host, container_id, found))
-        if own and own.record == record and not name_change:
+        naming = self._naming(container_of(self._host, container_id, found))
+        if own and own.record == record and not naming:
             return own.revision
         name, mesh = found["name"], self._node.mesh
         row = Put(key_of("containers", self._host, container_id), record)
-        revision = None
-        if name_change:
-            checks, puts = name_change
-            revision = mesh.commit(checks, [*puts, row])  # None: somebody was first
-        revision = revision or mesh.write(row.key, row.value)
+        revision = mesh.commit([naming[0]], [naming[1], row]) if naming else None
+        revision = revision or mesh.write(row.key, row.value)  # somebody else may have the name
         self._own[container_id] = Published(record, name, revision)
         if own and own.name != name:
             revision = max(revision, self._remove([own.name], container_id, []))
@@ -11027,7 +11024,7 @@ class Publisher:
             if revision is not None:
                 return revision
 
-    def _take_name(self, container: Container) -> tuple[list[Check], list[Put]] | None:
+    def _naming(self, container: Container) -> tuple[Check, Put] | None:
         """Return what makes the name the container's; None when it is, or is rightly another's."""
         view, name = self._node.view, container.name
         known = view.names.get(name)
@@ -11039,7 +11036,7 @@ class Publisher:
         if not deserves_name(view, container, holder):
             return None
         check = Check(key, mod_revision=entry.mod_revision if entry else 0)
-        return [check], [Put(key, name_row(self._host, container.id, container.needs))]
+        return check, Put(key, name_row(self._host, container.id, container.needs))
 
 
 def connect_engine(path: str) -> Any:

@@ -741,7 +741,7 @@ def test_a_name_that_its_slave_takes_over_still_says_what_the_container_takes() 
     made = container("web", memory_bytes=100, nano_cpus=5, bindings=["80/tcp"])
     mesh = NameRows(dump_json({"host": "h1", "id": "", **made.needs._asdict()}))
     node = Node(read_settings({}, {}, {}, "h1", "slave"), mesh, threading.Event())  # type: ignore[arg-type]
-    change = Publisher(node, None, node.stop)._take_name(made)
-    assert change
-    seen = apply_changes(View(), 8, [Change("/arpanet/names/web", change[1][0].value)])
+    naming = Publisher(node, None, node.stop)._naming(made)
+    assert naming
+    seen = apply_changes(View(), 8, [Change("/arpanet/names/web", naming[1].value)])
     assert seen.names["web"] == NameEntry("h1", made.id, made.needs)
