@@ -2149,16 +2149,16 @@ def find_container(view: View, reference: str) -> Container | None:
 
 
 def require_container(view: View, reference: str) -> Container:
-    """Return the container. Raises NotFound in Docker's words, EngineAway if it is untold yet."""
+    """Return the container. Raises NotFound in Docker's words, EngineAway if it is unpublished."""
     found = find_container(view, reference)
     if found is None:
-        refuse_untold(view, reference)
+        refuse_unpublished(view, reference)
         raise no_such_container(reference)
     return found
 
 
-def refuse_untold(view: View, reference: str) -> None:
-    """Raise EngineAway for a container whose slave ended before it told of it.
+def refuse_unpublished(view: View, reference: str) -> None:
+    """Raise EngineAway for a container whose slave ended before it published it.
 
     To say that it is not there would let docker rm -f call it removed.
     """
