@@ -618,7 +618,7 @@ def choose_ip(wanted: str, interfaces: Mapping[str, str]) -> str:
 # a container is.
 
 BLOCK_BYTES = 64 * 1024
-BULK_BYTES = 256 * 1024  # of a stream that is passed on: a quarter less work than by BLOCK_BYTES
+BULK_BYTES = 256 * 1024  # at most at a time, of a stream that is passed on
 HEAD_LIMIT_BYTES = 1024 * 1024
 
 
@@ -1478,7 +1478,10 @@ TLS_ENDED = 6  # SSL_ERROR_ZERO_RETURN
 TLS_BROKEN = "it ended TLS without a word; it may refuse this machine's certificate"
 
 
-def dial_member(address: Address, timeout_s: float = 5.0, name: str = "") -> socket.socket:
+MEMBER_S = 5.0  # to reach a member of this arpanet
+
+
+def dial_member(address: Address, timeout_s: float = MEMBER_S, name: str = "") -> socket.socket:
     """Return a connection to a member of this arpanet, or with a path to this machine's engine.
 
     With a certificate of ours it is a TlsSocket, and the other one has shown that of a machine,
@@ -1515,7 +1518,8 @@ def http_answer(
     """
     payload = b"" if body is None else dump_json(body)
     headers = [("Connection", "close"), ("Content-Length", str(len(payload)))]
-    with contextlib.closing(dial_member(address, min(timeout_s or 5.0, 5.0), name)) as sock:
+    reach_s = min(timeout_s or MEMBER_S, MEMBER_S)
+    with contextlib.closing(dial_member(address, reach_s, name)) as sock:
         sock.settimeout(timeout_s)
         send_request(sock, method, path, headers, payload)
         with contextlib.closing(read_response(sock, method)) as response:
