@@ -289,22 +289,21 @@ def _require_listed(net: Lab, names: list[str]) -> None:
 
 
 def test_a_container_and_its_name_come_and_go_in_one_change(net: Lab) -> None:
-    """A quorum write costs a disk each: a docker run needs the name, both, the start, the end."""
+    """Each change is written to the disks of a majority: of a create there are two, of rm one."""
     host = net["h1"]
 
-    def revisions() -> tuple[int, set[int]]:
+    def revisions(container_id: str) -> tuple[int, set[int]]:
         text = host.run(etcdctl(host, "get", "--prefix", "/arpanet/", "-w", "json")).stdout
         answer = json.loads(text)
         rows = {base64.b64decode(row["key"]).decode(): row for row in answer["kvs"]}
-        ours = [r for k, r in rows.items() if k.endswith("/names/once") or f"/{found}" in k]
+        ours = [r for k, r in rows.items() if k.endswith("/names/once") or f"/{container_id}" in k]
         return answer["header"]["revision"], {row["mod_revision"] for row in ours}
 
-    found = "none"
-    before, _ = revisions()
-    found = output(net, "create", "--name", "once", *SLEEP)
-    created, changes = revisions()
+    before, _ = revisions("none")
+    made = output(net, "create", "--name", "once", *SLEEP)
+    created, changes = revisions(made)
     assert changes == {created}
     assert created == before + 2
     docker(net, "rm", "once", via="h2")
-    after, left = revisions()
+    after, left = revisions(made)
     assert (after, left) == (created + 1, set())
