@@ -247,10 +247,15 @@ def connect(keep: contextlib.ExitStack, address: object) -> socket.socket:
     return keep.enter_context(sock)
 
 
-def is_refused(keep: contextlib.ExitStack, link: LinkListener) -> bool:
-    """Return whether a new connection is reset, be it before connect() has returned or after."""
+def is_refused(keep: contextlib.ExitStack, link: LinkListener, said: bytes = b"") -> bool:
+    """Return whether a new connection is reset, be it before connect() has returned or after.
+
+    said: what it sends, if it comes to that.
+    """
     try:
-        return was_reset(connect_to(keep, link))
+        client = connect_to(keep, link)
+        client.sendall(said)
+        return was_reset(client)
     except ConnectionResetError:
         return True
 
