@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 FAILED = Path(__file__).parent / "lab" / "failed"
 HOSTS = ("h1", "h2", "h3")
 POLL_S = 0.05
+LAST_LINES = 12  # of each log of a lab, shown with a failure
 TLS = bool(os.environ.get("ARPANET_LAB_TLS"))  # all hosts and the client have certificates
 clear_only = pytest.mark.skipif(TLS, reason="it is of an arpanet without TLS")
 FAULT_ROW = "FAULT            HOST   TRIED  FAILED  GAP s  LOST  DOUBLED"
@@ -84,6 +85,18 @@ def until(what: str, probe: Callable[[], T], within_s: float = 10.0) -> T:
 def pytest_configure() -> None:
     """Let a test run that is told to stop end all that it began, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Show with a failure how the logs of the lab end: the machine it was on may be gone."""
+    report = yield
+    lab = getattr(item, "funcargs", {}).get("lab")
+    if report.failed and lab:
+        for path in arpanet_logs(lab["h1"].logs.parent):
+            told = path.read_text(errors="replace").splitlines()[-LAST_LINES:]
+            report.sections.append((f"the end of {path.parent.name}/{path.name}", "\n".join(told)))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -158,13 +171,18 @@ def net(lab: Lab) -> Lab:
     return lab
 
 
+def arpanet_logs(logs: Path) -> list[Path]:
+    """Return the logs that arpanet itself wrote on the hosts of a lab."""
+    ours = ("master.log", "slave.log", "client.log")
+    return [path for path in sorted(logs.glob("*/*.log")) if path.name in ours]
+
+
 def scan_logs(logs: Path) -> list[str]:
     """Return the lines of all arpanet logs that no user should ever cause."""
     bad = re.compile(r"Traceback|internal error|ended by a fault")
     return [
         f"{path.parent.name}/{path.name}: {line}"
-        for path in sorted(logs.glob("*/*.log"))
-        if path.name in ("master.log", "slave.log", "client.log")
+        for path in arpanet_logs(logs)
         for line in path.read_text(errors="replace").splitlines()
         if bad.search(line)
     ]
