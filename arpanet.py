@@ -1160,6 +1160,7 @@ class Identity:
         self.fault = ""  # why the files as they are now are not used
         self._clients_ca = os.path.join(os.path.dirname(paths.ca), CLIENTS_CA)
         self._guests, self._trusting = guests, trusting
+        self._reading = threading.Lock()  # held by whoever reads renewed files; no one waits
         self._stamp = self._seen = self._look()
         try:
             self._credentials = self._load(self._seen)
@@ -1214,16 +1215,21 @@ class Identity:
         return tuple(found)
 
     def _refresh(self) -> Credentials:
-        seen = self._look()
-        if seen != self._seen:
-            self._seen = seen
+        if self._look() != self._seen and self._reading.acquire(blocking=False):
             try:
-                self._credentials, self._stamp, self.fault = self._load(seen), seen, ""
-                log.info("took the renewed certificate of %s", self.paths.cert)
-            except (OSError, ValueError) as e:
-                self.fault = str(e)
-                log.warning("kept the certificate of before: %s", e)
+                self._read_renewed()
+            finally:
+                self._reading.release()
         return self._credentials
+
+    def _read_renewed(self) -> None:
+        self._seen = seen = self._look()
+        try:
+            self._credentials, self._stamp, self.fault = self._load(seen), seen, ""
+            log.info("took the renewed certificate of %s", self.paths.cert)
+        except (OSError, ValueError) as e:
+            self.fault = str(e)
+            log.warning("kept the certificate of before: %s", e)
 
     def _load(self, seen: tuple[Any, ...]) -> Credentials:
         """Raises OSError and ValueError on files that are not there, broken or half renewed."""

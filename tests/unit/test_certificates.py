@@ -194,6 +194,36 @@ def test_many_threads_may_ask_while_it_is_renewed(
     assert ours.read().cert == Path(files.cert).read_bytes()
 
 
+def test_one_who_reads_slowly_spoils_nothing_and_delays_nobody(
+    tmp_path: Path, ca: Pair, files: CertificateFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, load = Identity(files), Identity._load
+    pem, began, go_on = ours.read(), threading.Event(), threading.Event()
+
+    def renew(name: str) -> None:
+        renewed = write(tmp_path / name, ca, sign_for_machine("h1", [IP], 9, ca))
+        Path(renewed.key).replace(files.key)
+        Path(renewed.cert).replace(files.cert)
+
+    def load_slowly(self: Identity, seen: tuple[Any, ...]) -> Any:
+        began.set()
+        assert go_on.wait(10)
+        return load(self, seen)
+
+    monkeypatch.setattr(Identity, "_load", load_slowly)
+    slow = threading.Thread(target=ours.read)  # noqa: TID251
+    renew("once")
+    slow.start()
+    assert began.wait(10)
+    monkeypatch.setattr(Identity, "_load", load)
+    renew("twice")
+    assert ours.read() == pem  # while the other one is at it
+    go_on.set()
+    slow.join()
+    assert ours.read().cert == Path(files.cert).read_bytes()
+    assert ours.fault == ""
+
+
 def test_what_cannot_be_used_is_named(tmp_path: Path, ca: Pair, machine: Pair) -> None:
     for number, spoil in enumerate(("ca.pem", "cert.pem", "key.pem")):
         files = write(tmp_path / str(number), ca, machine)
