@@ -3558,6 +3558,7 @@ def api_range(view: View) -> ApiRange:
 MARK = PREFIX + "format"  # "NAME/WORD": which arpanet this is for ever, and how it was recovered
 DEADLINE_S = 10.0
 TRY_S = 1.5
+MEMBERS_S = 5.0  # between two looks at the member list
 PAGE = 1000
 CHANNEL_OPTIONS = (
     ("grpc.lb_policy_name", "round_robin"),  # a dead or hung master leaves the rotation
@@ -4082,9 +4083,10 @@ class Masters:
         due = 0.0
         while not (self._stop.is_set() or self._closed.wait(0.5)):
             self._close_retired()
+            self._adopt(self.endpoints)  # with the certificate of now
             if len(self.endpoints) > 1 and time.monotonic() < due:
                 continue
-            due = time.monotonic() + 5
+            due = time.monotonic() + MEMBERS_S
             try:
                 self.read_mark()
                 self._adopt([m.client for m in self.members() if m.client and not m.learner])
@@ -4114,7 +4116,7 @@ class Masters:
             old = [wire for due, wire in self._retired if due <= now]
             self._retired = [(due, wire) for due, wire in self._retired if due > now]
         for wire in old:
-            wire.close()
+            spawn("close", wire.close)  # it waits for the calls on it to end
 
     def _cancel_streams(self) -> None:
         with self._lock:

@@ -21,6 +21,7 @@ import pytest
 from conftest import until
 from tls import Authority, put
 
+import arpanet
 from arpanet import (
     CertificateFiles,
     Conflict,
@@ -209,11 +210,17 @@ def http_server(ip: str) -> Iterator[int]:
 
 
 def test_authorities_and_certificates_are_replaced_while_masters_work(
-    masters: list[Machine], authority: Authority, certificate: Path, own: Identity
+    masters: list[Machine],
+    authority: Authority,
+    certificate: Path,
+    own: Identity,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     following = Authority("machines, the next ones")
     stop = threading.Event()
     mesh = Mesh([masters[0].place.client], stop=stop)
+    until("it knows all masters", lambda: len(mesh.endpoints) == 3)
+    monkeypatch.setattr(arpanet, "MEMBERS_S", 600.0)  # a renewed certificate does not wait for it
     written, faults = list[int](), list[str]()
 
     def work() -> None:
@@ -235,6 +242,7 @@ def test_authorities_and_certificates_are_replaced_while_masters_work(
             put(certificate / "ca.pem", trusted)
             if issuer:
                 issuer.issue_machine(certificate, "h1", *IPS, trusted=trusted)
+            until("calls show it", lambda: mesh._wire.stamp == own.stamp())
             until("etcd trusts them", lambda: step_all(masters), 60)
             count = len(written)
             until("the work goes on", lambda n=count: len(written) > n + 20)  # type: ignore[misc]
