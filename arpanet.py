@@ -25,6 +25,7 @@ Threads (name, what it owns, what ends it):
     links        the listeners of this host's links; stop
     names        names on networks that were made through arpanet; stop
     names-N      names that the host's own resolvers are asked for; stop
+    close        one channel to etcd that was replaced; the end of the calls on it
     askers       connections to links from addresses not known yet; stop
     agent-N      one request to the agent that may block; the answer
     carry        one client's connection, until a master is found for it; the answer
