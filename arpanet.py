@@ -3558,7 +3558,8 @@ def api_range(view: View) -> ApiRange:
 
 MARK = PREFIX + "format"  # "NAME/WORD": which arpanet this is for ever, and how it was recovered
 DEADLINE_S = 10.0
-TRY_S = 1.5
+FIRST_TRY_S, TRY_S = 0.5, 1.5
+HASTE_S = 2.0  # so long after its begin a call is tried in haste: an election takes that
 MEMBERS_S = 5.0  # between two looks at the member list
 PAGE = 1000
 CHANNEL_OPTIONS = (
@@ -3923,13 +3924,22 @@ class NearRevision:
         return None
 
 
+def choose_try_s(waited_s: float, took_s: float) -> float:
+    """Return the seconds for one try of a call, after which another master is asked.
+
+    A silent master delays little, and masters that are slow to answer are not asked twice.
+    waited_s: since the call began. took_s: what answers take at the moment.
+    """
+    return TRY_S if waited_s > HASTE_S else min(TRY_S, max(FIRST_TRY_S, 5 * took_s))
+
+
 class Masters:
     """etcd as gRPC reaches it: calls and streams, on whichever of the masters answers.
 
     endpoints: "ip:port" of masters to begin with; the others are learnt from the member list.
-    Every call blocks up to timeout_s (10 s), 1.5 s per try, and raises MeshDown when no master
-    answered. Thread 'members' follows the member list; on_members is called there with each new
-    one.
+    Every call blocks up to timeout_s (10 s), 0.5 to 1.5 s per try, and raises MeshDown when no
+    master answered. Thread 'members' follows the member list; on_members is called there with
+    each new one.
     """
 
     def __init__(
@@ -3946,6 +3956,7 @@ class Masters:
         self._retired: list[tuple[float, Wire]] = []
         self._streams: set[Any] = set()
         self._seen = 0  # a racing older value costs one more try of a transaction, no more
+        self._took_s = 0.0  # what the slowest of the latest answers took
         self.cluster_id = 0  # of the cluster we follow, 0 before the first answer
         self._voters = 0
         self.mark = ""  # what MARK says, "" until it was read; written by thread 'members'
@@ -4031,12 +4042,14 @@ class Masters:
     ) -> Any:
         """Return the answer of whichever master gives one first; each try is a new choice."""
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        deadline, pause = time.monotonic() + timeout_s, 0.02
+        began, pause = time.monotonic(), 0.02
+        deadline = began + timeout_s
         while True:
-            left = deadline - time.monotonic()
-            wire = self._wire
+            asked, wire = time.monotonic(), self._wire
+            try_s = choose_try_s(asked - began, self._took_s)
             try:
-                answer = send(wire, max(0.05, min(TRY_S, left)))
+                answer = send(wire, max(0.05, min(try_s, deadline - asked)))
+                self._took_s = max(time.monotonic() - asked, 0.9 * self._took_s)
                 self._note(answer.header)
                 return answer
             except wire.errors as error:
@@ -4048,7 +4061,7 @@ class Masters:
                 if self.closed or time.monotonic() + pause > deadline:
                     raise self._build_down(fault.text, timeout_s) from error
             self._closed.wait(pause)
-            pause = min(pause * 2, 0.5)
+            pause = min(pause * 2, 0.2)
 
     def _note(self, header: Any) -> None:
         if self.cluster_id and header.cluster_id != self.cluster_id:

@@ -23,6 +23,9 @@ from conftest import until
 
 import arpanet
 from arpanet import (
+    FIRST_TRY_S,
+    HASTE_S,
+    TRY_S,
     Check,
     Claim,
     Conflict,
@@ -37,6 +40,8 @@ from arpanet import (
     Put,
     Transaction,
     Unsure,
+    Wire,
+    choose_try_s,
 )
 
 CLIENT_PORT, PEER_PORT = 23790, 23800
@@ -482,6 +487,26 @@ def test_a_near_etcd_of_another_cluster_is_not_believed(neighbour: Mesh) -> None
     assert neighbour._near
     assert neighbour._near.read(neighbour.cluster_id) > 0
     assert neighbour._near.read(neighbour.cluster_id + 1) == 0
+
+
+def test_a_try_is_as_long_as_answers_take_at_the_moment(mesh: Mesh) -> None:
+    tries = list[float]()
+
+    def send(wire: Wire, try_s: float) -> Any:
+        tries.append(try_s)
+        return wire.range(try_s, key=b"\0", count_only=True)
+
+    mesh._took_s = 9.0
+    mesh._call(send)
+    assert tries == [TRY_S]
+    until("it is quick", lambda: mesh._call(send) and tries[-1] == FIRST_TRY_S)
+
+
+def test_who_is_slow_and_who_has_waited_long_is_given_more_time() -> None:
+    assert choose_try_s(0, 0.002) == FIRST_TRY_S
+    assert FIRST_TRY_S < choose_try_s(0, 0.2) < TRY_S
+    assert choose_try_s(0, 9) == TRY_S
+    assert choose_try_s(HASTE_S + 0.1, 0.002) == TRY_S
 
 
 def test_an_unreachable_master_is_named() -> None:
