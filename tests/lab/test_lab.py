@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import eventually
+from conftest import eventually, until
 from lab import (
     CommandFailed,
     Host,
@@ -193,7 +193,7 @@ def require_one(host: Host, name: str) -> list[int]:
 def test_pids_are_those_of_one_host(lab: Lab) -> None:
     h1, h2 = lab["h1"], lab["h2"]
     h1.run(["docker", "run", "-d", "--name", "sleeper", "busybox", "sleep", "1003"])
-    assert len(h1.pids("sleep")) == 1
+    until("it sleeps", lambda: len(h1.pids("sleep")) == 1)  # a moment ago it was runc
     assert h2.pids("sleep") == []
     assert set(h1.pids("sleep")) <= {process.pid for process in lab.processes()}
     h1.run(["docker", "rm", "-f", "sleeper"])
@@ -220,6 +220,7 @@ def test_an_engine_stops_dies_and_starts(lab: Lab) -> None:
     assert h3.pids("dockerd") + h3.pids("sleep") == []
     h3.start_engine()
     h3.run(["docker", "start", "kept"])
+    until("it sleeps", lambda: len(h3.pids("sleep")) == 1)
     h3.kill_engine()
     assert len(h3.pids("sleep")) == 1
     h3.start_engine()
