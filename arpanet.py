@@ -16,6 +16,7 @@ Threads (name, what it owns, what ends it):
     accept-IP    one listener of the Docker API; stop
     lobby        the clients of the Docker API that have not asked yet; stop
     api-N        a client's requests that follow each other closely; the replies
+    reach        whether the agents that this master waits for are reached; stop
     hangup       the clients that wait for a stream, to tell when one goes; stop
     ask-HOST     one question to one host, when several are asked at once; the answer
     merge-HOST   one host's part of a merged stream; the end of the stream
@@ -4610,23 +4611,29 @@ class Tunnels:
         self._lock = threading.Lock()  # guards what follows
         self._idle: dict[HostPort, list[tuple[float, socket.socket]]] = {}
         self.bridge: Callable[[socket.socket], socket.socket] = lambda sock: sock  # past TLS
-        self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        # address: of an agent
+        self._open: weakref.WeakKeyDictionary[socket.socket, str] = weakref.WeakKeyDictionary()
 
     def add(self, sock: socket.socket) -> socket.socket:
         """Note a new connection; return what any thread may use in its place. Raises OSError."""
+        ip = sock.getpeername()[0]
         sock = self.bridge(sock)
         with self._lock:
-            self._open.add(sock)
+            self._open[sock] = ip
         return sock
+
+    def ips(self) -> set[str]:
+        """Return the addresses to which there are connections."""
+        with self._lock:
+            return {ip for sock, ip in self._open.items() if sock.fileno() >= 0}
 
     def cut(self, ip: str) -> None:
         """End the connections to an address under the threads that read from them."""
         with self._lock:
-            socks = list(self._open)
+            socks = [sock for sock, other in self._open.items() if other == ip]
         for sock in socks:
             with contextlib.suppress(OSError):  # closed, or handed over to the pump
-                if sock.getpeername()[0] == ip:
-                    cut_socket(sock)
+                cut_socket(sock)
 
     def take(self, agent: HostPort) -> socket.socket | None:
         """Return a connection that is still open and on which nothing has come since."""
@@ -12227,6 +12234,7 @@ def report_hosts(view: View) -> list[dict[str, Any]]:
 
 
 RESCUES = 16  # at once
+LOOK_S, MISSES = 2.0, 3  # at agents that are waited for; so often in a row
 
 
 def tell_rescues(results: Mapping[str, Any], told: Mapping[str, str]) -> dict[str, str]:
@@ -12288,6 +12296,7 @@ class Master:
         self._ending.callback(self.pump.stop)
         self._ending.callback(self._halt.set)
         spawn("hangup", self.hangups.run, self._halt)
+        spawn("reach", self._watch_agents, self._halt)
         spawn("lobby", self.lobby.run, self._halt)
         for address in addresses:
             endpoint = HostPort(address, settings.api_port)
@@ -12367,6 +12376,18 @@ class Master:
             calls = {c.full_name: functools.partial(rescue, self.node, c) for c in found[:RESCUES]}
             results = gather(calls)
             told = tell_rescues(results, told)
+
+    def _watch_agents(self) -> None:
+        """End what waits for a host that lives, and whose agent is not reached. Thread: reach."""
+        missed: dict[HostPort, int] = {}
+        while not self._halt.wait(LOOK_S):
+            ips = self.node.tunnels.ips()
+            answers = dial_all(h.agent for h in self.node.view.living_hosts() if h.ip in ips)
+            missed = {agent: missed.get(agent, 0) + 1 for agent, why in answers.items() if why}
+            for agent in (agent for agent, times in missed.items() if times >= MISSES):
+                log.warning("the agent at %s is not reached; what waits for it is ended", agent)
+                self.node.tunnels.cut(agent.host)
+                self.pump.cut(agent.host)
 
     def report(self) -> dict[str, Any]:
         """Return what master status shows. Thread: api-N."""

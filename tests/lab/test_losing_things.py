@@ -15,7 +15,16 @@ from pathlib import Path
 import faults
 import pytest
 from conftest import FAULT_ROW, HOSTS, curl, docker, etcdctl, eventually, output, remove_all, until
-from faults import FAULTS, Client, Fault, Trial, longest_gap, wait_well
+from faults import (
+    FAULTS,
+    Client,
+    Fault,
+    Trial,
+    filter_ports,
+    longest_gap,
+    status,
+    wait_well,
+)
 from lab import Lab
 
 MINUTES = float(os.environ.get("ARPANET_SOAK") or 0)
@@ -346,6 +355,28 @@ def test_an_engine_that_is_silent_is_said_and_nobody_waits_for_it(working: Lab, 
     (shown, *_) = working[home].run(words).stdout.split()
     until(f"it is listed as {shown}", lambda: status_of(working, "inn").startswith(shown), 20)
     assert run(working, "again")
+
+
+def test_nobody_waits_for_a_host_that_lives_and_is_not_reached(working: Lab) -> None:
+    """Its slave keeps its lease, so that no other rule ends what waits for it."""
+    master, h3 = f"tcp://{working['h1'].ip}:8791", working["h3"]
+    run(working, "web", "-e", "ARPANET_HOST=h3", image="web")
+    waiting = working.client.popen(["docker", "-H", master, "wait", "web"], stderr=subprocess.PIPE)
+    until("it waits", lambda: len(sessions(working, "h1")) > 0)
+    inspect(working, "web", "{{.Id}}")  # which leaves a connection for the next request
+    filter_ports(h3, "slave", "-I")
+    try:
+        words = ["docker", "-H", master, "kill", "web"]
+        done = working.client.run(words, check=False, timeout=30 * SLOW)
+        assert "the engine on h3" in done.stderr
+        _, said = waiting.communicate(timeout=30 * SLOW)
+        assert waiting.returncode != 0, said
+        assert [row["alive"] for row in status(working, "h1")["hosts"]] == [True] * 3
+    finally:
+        filter_ports(h3, "slave", "-D")
+        waiting.kill()
+        waiting.communicate()
+    docker(working, "kill", "web")
 
 
 def test_what_is_done_on_an_engine_directly_is_followed(working: Lab) -> None:
