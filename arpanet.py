@@ -758,9 +758,12 @@ def read_response(sock: socket.socket, method: str) -> http.client.HTTPResponse:
     response = http.client.HTTPResponse(sock, method=method)
     try:
         response.begin()
+    except http.client.RemoteDisconnected as e:
+        response.close()
+        raise OSError("the connection was closed without an answer") from e
     except (http.client.HTTPException, ValueError) as e:
         response.close()
-        raise OSError(f"the answer is not HTTP: {e!r}") from e
+        raise OSError(f"the answer is not HTTP: {str(e).strip()[:80]!r}") from e
     except OSError:
         response.close()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -95,6 +96,15 @@ def test_a_change_is_never_sent_twice() -> None:
             agent.engine.fetch("POST", "/x")
         assert agent.engine.fetch("GET", "/x") is True
         assert [len(requests) for requests in agent.connections] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(b"", "the connection was closed without an answer; "), (b"no\r\n\r\n", "not HTTP: 'no'; ")],
+)
+def test_what_is_no_answer_is_told_in_words(answer: bytes, words: str) -> None:
+    with agent_of(answer) as agent, pytest.raises(EngineDown, match=re.escape(words)):
+        agent.engine.send("POST", "/x", timeout_s=5.0)
 
 
 def test_who_cut_a_request_does_not_cut_the_next_one() -> None:
