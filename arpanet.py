@@ -10712,10 +10712,41 @@ def own_facts(view: View, settings: Settings, role: str) -> dict[str, Any]:
     }
 
 
-def ask_facts(address: HostPort, path: str, name: str = "") -> dict[str, Any]:
+FACTS_SHAPE = {  # of what own_facts() returns, and slaves and masters beside it
+    **dict.fromkeys(("version", "state_dir", "link_subnet"), str),
+    **dict.fromkeys(("trust", "certificate", "engine", "route"), Maybe(str)),
+    "shut": STRINGS,
+    "free_bytes": int,
+    "clock_s": float,
+}
+REPORT_SHAPE = {  # of master status
+    "arpanet": str,
+    "masters": [
+        {
+            **dict.fromkeys(("name", "ip", "id", "version", "etcd"), str),
+            **dict.fromkeys(("leader", "learner", "answers"), bool),
+            "alarms": [str],
+            "size_bytes": int,
+        }
+    ],
+    "hosts": [
+        {
+            **dict.fromkeys(("name", "ip", "trouble", "version", "engine"), str),
+            **dict.fromkeys(("containers", "running"), int),
+            "alive": bool,
+        }
+    ],
+    "conflicts": [str],
+}
+MASTER_SHAPE = {**FACTS_SHAPE, **REPORT_SHAPE, "clashes": {str: [str]}}
+
+
+def ask_facts(
+    address: HostPort, path: str, name: str = "", shape: Mapping[str, Any] = FACTS_SHAPE
+) -> dict[str, Any]:
     """Return a member's facts, with how far its clock is ahead of ours. Raises as http_json()."""
     facts = http_json(address, "GET", path, 3 * DIAL_S, name=name)
-    if not isinstance(facts, dict) or "clock_s" not in facts:
+    if not fits(facts, shape):
         raise OSError(f"{address} is no member of an arpanet of this version")
     return {**facts, "skew_s": facts["clock_s"] - utc_now().timestamp()}
 
@@ -12188,12 +12219,25 @@ class Companion(Client):
         )
 
 
-def ask_status(master: HostPort, timeout_s: float = 3.0) -> dict[str, Any]:
+KNOWN_SHAPE = {"arpanet": Maybe(str), "masters": [{"name": str, "ip": str}]}  # of all versions
+
+
+def ask_status(
+    master: HostPort, timeout_s: float = 3.0, shape: Mapping[str, Any] = KNOWN_SHAPE
+) -> dict[str, Any]:
     """Return a master's report. Raises OSError, EngineError."""
     report = http_json(master, "GET", "/arpanet/status", timeout_s)
-    if not isinstance(report, dict) or "masters" not in report:
-        raise OSError(f"{master} is no arpanet master")
-    return report
+    if not fits(report, shape):
+        raise OSError(f"{master} is no arpanet master of this version")
+    return dict(report)
+
+
+def ask_report(master: HostPort) -> dict[str, Any]:
+    """Return a master's whole report, as this version has it. Raises MeshDown, EngineError."""
+    try:
+        return ask_status(master, 10.0, REPORT_SHAPE)
+    except OSError as e:
+        raise MeshDown(f"no report from {master}: {e}; try: arpanet doctor") from e
 
 
 def ask_masters(settings: Settings, ips: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -12228,7 +12272,7 @@ def report_hosts(view: View) -> list[dict[str, Any]]:
             "alive": h.name in view.alive,
             "trouble": view.trouble(h.name),
             "version": h.version,
-            "engine": h.engine.get("version", ""),
+            "engine": h.engine.get("version") or "",
             "containers": count[h.name],
             "running": running[h.name],
         }
@@ -12884,7 +12928,7 @@ def take_over(role: str, settings: Settings) -> int:
 def show_master(settings: Settings, as_json: bool) -> int:
     """Print masters and hosts; return 0 when all are well, 1 when some are not."""
     master = find_master(settings, own_first=True)
-    report = ask_status(master, 10.0)
+    report = ask_report(master)
     report["strangers"] = find_strangers(settings, report)
     troubles = list(describe_troubles(report))
     if as_json:
@@ -12966,6 +13010,22 @@ def show_master_report(report: Mapping[str, Any]) -> None:
     print_table(rows)
 
 
+SLAVE_SHAPE = {  # of what Slave.report() returns
+    **dict.fromkeys(("host", "ip", "trouble"), str),
+    **dict.fromkeys(("containers", "running"), int),
+    "registered": bool,
+    "masters": [str],
+    "engine": {"version": Maybe(str)},
+    "links": {
+        str: {
+            "target": str,
+            **dict.fromkeys(("open", "connections", "failed"), int),
+            **dict.fromkeys(("bytes_to_target", "bytes_from_target"), int),
+        }
+    },
+}
+
+
 def show_slave(settings: Settings, as_json: bool) -> int:
     """Print what this machine's slave does; return 0 when it is on the network."""
     if not lock_holder(lock_path(settings, "slave")):
@@ -12975,6 +13035,8 @@ def show_slave(settings: Settings, as_json: bool) -> int:
     settings = with_own_ip(settings)
     try:
         report = http_json((settings.ip, settings.agent_port), "GET", "/status", 5.0)
+        if not fits(report, SLAVE_SHAPE):
+            raise OSError("it is of another version; type: arpanet slave stop, start")
     except OSError as e:
         raise Unavailable(
             f"the slave does not answer ({e}); see {settings.log_dir}/slave.log"
@@ -13089,8 +13151,8 @@ def ask_master_facts(settings: Settings) -> dict[str, Facts]:
 
 def ask_facts_at(settings: Settings, ips: Iterable[str]) -> dict[str, Facts]:
     """Return the facts of the masters at some addresses, or why they do not answer."""
-    path = "/arpanet/doctor"
-    calls = {ip: functools.partial(ask_facts, HostPort(ip, settings.api_port), path) for ip in ips}
+    ask = functools.partial(ask_facts, path="/arpanet/doctor", shape=MASTER_SHAPE)
+    calls = {ip: functools.partial(ask, HostPort(ip, settings.api_port)) for ip in ips}
     return gather_facts(calls)
 
 
@@ -13101,22 +13163,35 @@ def ask_slaves(settings: Settings, reports: Mapping[str, Facts], here: bool) -> 
     """
     found: dict[str, Facts] = {}
     for name, report in reports.items():
-        ip = next(row["ip"] for row in report["masters"] if row["name"] == name)
-        path, wait_s = "/arpanet/doctor/hosts", 5 * DIAL_S
-        answer: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ArpanetError):  # the next one may answer
-            answer = http_json(HostPort(ip, settings.api_port), "GET", path, wait_s)
-        for host, facts in answer.items():
-            if "skew_s" in facts:
-                facts["skew_s"] += report["skew_s"]
-            if "error" in found.get(host, {"error": ""}):
-                found[host] = facts
+        own = (row["ip"] for row in report["masters"] if row["name"] == name)
+        master = HostPort(next(own, name), settings.api_port)
+        answer = ask_slaves_at(master, report["skew_s"])
+        better = {h: f for h, f in answer.items() if "error" in found.get(h, {"error": ""})}
+        found.update(better)
         if answer and not any("error" in facts for facts in found.values()):
             break
     if not reports and here:
         agent = HostPort(settings.ip, settings.agent_port)
         found = gather_facts({settings.hostname: functools.partial(ask_facts, agent, "/doctor")})
     return {f"slave {name}": facts for name, facts in found.items()}
+
+
+def ask_slaves_at(master: HostPort, skew_s: float) -> dict[str, Facts]:
+    """Return the facts of each slave as a master gets them, none when it does not answer.
+
+    skew_s: how far its clock is ahead of ours.
+    """
+    answer: Any = None
+    with contextlib.suppress(OSError, ArpanetError):
+        answer = http_json(master, "GET", "/arpanet/doctor/hosts", 5 * DIAL_S)
+    found: dict[str, Facts] = {}
+    for host, facts in answer.items() if fits(answer, {str: dict}) else ():
+        if fits(facts, {**FACTS_SHAPE, "skew_s": float}):
+            found[host] = {**facts, "skew_s": facts["skew_s"] + skew_s}
+        else:
+            why = facts.get("error") or "it is of another version of arpanet"
+            found[host] = {"error": str(why)}
+    return found
 
 
 def look_here(settings: Settings, report: Facts | None) -> Doubts:
@@ -13248,7 +13323,7 @@ def remove_master(settings: Settings, name: str) -> int:
     name: its name or its address. Raises NotFound, Conflict when it lives, MeshDown.
     """
     master = find_master(settings)
-    rows = ask_status(master, 10.0)["masters"]
+    rows = ask_report(master)["masters"]
     row = next((row for row in rows if name in (row["name"], row["ip"])), None)
     if row is None:
         names = ", ".join(sorted(row["name"] or row["ip"] for row in rows))

@@ -409,6 +409,68 @@ def test_what_a_master_answers(says: list[bytes], answer: bytes) -> None:
         assert all(map(ipaddress.IPv4Address, report["masters"]))
 
 
+REPORT = {
+    "arpanet": "a1", "conflicts": ["two of one name"],
+    "masters": [{"name": "h1", "ip": "10.0.0.1", "id": "1f", "version": "0.1.0", "etcd": "3.5",
+                 "leader": True, "learner": False, "answers": True, "alarms": [], "size_bytes": 9}],
+    "hosts": [{"name": "h1", "ip": "10.0.0.1", "trouble": "", "version": "0.1.0", "engine": "28",
+               "containers": 1, "running": 1, "alive": True}],
+}  # fmt: skip
+FACTS = {
+    "version": "0.1.0", "shut": {"etcd": "timed out"}, "free_bytes": 1, "state_dir": "/x",
+    "link_subnet": "198.18.0.0/16", "trust": "a1", "certificate": "", "clock_s": 1.5,
+}  # fmt: skip
+SLAVE = {
+    "host": "h1", "ip": "10.0.0.1", "trouble": "", "containers": 1, "running": 1,
+    "registered": True, "masters": ["10.0.0.1"], "engine": {"version": "28"},
+    "links": {"198.18.0.1:80": {"target": "web:80", "open": 1, "connections": 2, "failed": 0,
+                                "bytes_to_target": 1, "bytes_from_target": 1}},
+}  # fmt: skip
+ANSWERS = {
+    "/arpanet/status": REPORT,
+    "/arpanet/doctor": {**REPORT, **FACTS, "clashes": {"web": ["h1", "h2"]}},
+    "/arpanet/doctor/hosts": {"h1": {**FACTS, "engine": "", "route": "", "skew_s": 0.5}},
+    "/status": SLAVE,
+}
+
+
+@st.composite
+def changed(draw: st.DrawFn, value: Any) -> Any:
+    """Return JSON with something else in one place, or with nothing there."""
+    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 5)) == 0:
+        return draw(JSON_VALUES)
+    if isinstance(value, list):
+        return [draw(changed(value[0])), *value[1:]]
+    key = draw(st.sampled_from(sorted(value)))
+    if draw(st.integers(0, 5)) == 0:
+        return {k: v for k, v in value.items() if k != key}
+    return {**value, key: draw(changed(value[key]))}
+
+
+@given(st.fixed_dictionaries({path: st.just(a) | changed(a) for path, a in ANSWERS.items()}))
+@example(ANSWERS)
+def test_what_masters_and_slaves_tell_of_themselves(answers: dict[str, Any]) -> None:
+    settings, master = arpanet.read_settings({}, {}, {}, "h1", "master"), PLACE
+
+    def told(*_: object, **__: object) -> Any:
+        return answers[_[2]]  # type: ignore[index]
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(arpanet, "http_json", told)
+        patch.setattr(arpanet, "lock_holder", lambda _path: 1)
+        patch.setattr(arpanet, "find_master", lambda *_, **__: master)
+        patch.setattr(arpanet, "met_masters", lambda _settings: ["10.0.0.1", "10.0.0.9"])
+        patch.setattr(arpanet, "known_masters", lambda _settings: ["10.0.0.1"])
+        for show in (arpanet.show_master, arpanet.show_slave):
+            with contextlib.suppress(ArpanetError):
+                assert show(settings, False) in (0, 1)
+        masters = arpanet.ask_master_facts(settings)
+        reports = {who: told for who, told in masters.items() if "masters" in told}
+        slaves = arpanet.ask_slaves(settings, reports, True)
+        for report in reports.values():
+            arpanet.check_network(report, {**masters, **slaves})
+
+
 # ---- settings
 
 
