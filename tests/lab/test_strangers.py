@@ -223,7 +223,7 @@ def test_authorities_and_certificates_are_replaced_while_clients_work(
             client.start()
         for stage in stages:
             net.give_certificates(stage)
-            eventually("all trust it", lambda s=stage: require_well(net, s), 60)  # type: ignore[misc]
+            eventually("all trust it", lambda s=stage: require_well(net, s), 120)  # type: ignore[misc]
             counts = [len(client.history) for client in clients]
             for client, count in zip(clients, counts, strict=True):
                 until("work goes on", lambda c=client, n=count: len(c.history) > n + 2, 60)  # type: ignore[misc]
