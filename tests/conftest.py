@@ -83,8 +83,12 @@ def until(what: str, probe: Callable[[], T], within_s: float = 10.0) -> T:
 
 
 def pytest_configure() -> None:
-    """Let a test run that is told to stop end all that it began, as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Let a test run that is told to stop end all that it began, as Ctrl-C does.
+
+    Ctrl-C too: a shell lets what it starts in the background ignore it, and all that this starts.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
