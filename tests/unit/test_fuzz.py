@@ -450,22 +450,22 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
 @given(st.fixed_dictionaries({path: st.just(a) | changed(a) for path, a in ANSWERS.items()}))
 @example(ANSWERS)
 def test_what_masters_and_slaves_tell_of_themselves(answers: dict[str, Any]) -> None:
-    settings, master = arpanet.read_settings({}, {}, {}, "h1", "master"), PLACE
+    settings = arpanet.read_settings({}, {}, {}, "h1", "master")
 
-    def told(*_: object, **__: object) -> Any:
-        return answers[_[2]]  # type: ignore[index]
+    def answer_json(_address: object, _method: str, path: str, *_: float, **__: str) -> Any:
+        return answers[path]
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setattr(arpanet, "http_json", told)
+        patch.setattr(arpanet, "http_json", answer_json)
         patch.setattr(arpanet, "lock_holder", lambda _path: 1)
-        patch.setattr(arpanet, "find_master", lambda *_, **__: master)
+        patch.setattr(arpanet, "find_master", lambda *_, **__: PLACE)
         patch.setattr(arpanet, "met_masters", lambda _settings: ["10.0.0.1", "10.0.0.9"])
         patch.setattr(arpanet, "known_masters", lambda _settings: ["10.0.0.1"])
         for show in (arpanet.show_master, arpanet.show_slave):
             with contextlib.suppress(ArpanetError):
                 assert show(settings, False) in (0, 1)
         masters = arpanet.ask_master_facts(settings)
-        reports = {who: told for who, told in masters.items() if "masters" in told}
+        reports = {who: facts for who, facts in masters.items() if "masters" in facts}
         slaves = arpanet.ask_slaves(settings, reports, True)
         for report in reports.values():
             arpanet.check_network(report, {**masters, **slaves})
