@@ -12431,10 +12431,11 @@ class Master:
             ips = self.node.tunnels.ips()
             answers = dial_all(h.agent for h in self.node.view.living_hosts() if h.ip in ips)
             missed = {agent: missed.get(agent, 0) + 1 for agent, why in answers.items() if why}
-            for agent in (agent for agent, times in missed.items() if times >= MISSES):
-                log.warning("the agent at %s is not reached; what waits for it is ended", agent)
-                self.node.tunnels.cut(agent.host)
-                self.pump.cut(agent.host)
+            for agent, times in missed.items():
+                if times >= MISSES:
+                    log.warning("the agent at %s is not reached; what waits for it is ended", agent)
+                    self.node.tunnels.cut(agent.host)
+                    self.pump.cut(agent.host)
 
     def report(self) -> dict[str, Any]:
         """Return what master status shows. Thread: api-N."""
