@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import reach
 from conftest import docker, eventually
-from lab import Host, Lab, ask_engine
+from lab import SLOW, Host, Lab, ask_engine
 
 SOCKET = "/run/docker.sock"
 REACH = Path(reach.__file__).read_text()
@@ -212,7 +212,7 @@ class Terminal:
 
     def read_until(self, wanted: str, within_s: float = 20.0) -> str:
         """Return what was shown up to wanted, and forget it. Raises AssertionError."""
-        deadline = time.monotonic() + within_s * float(os.environ.get("ARPANET_TEST_SLOW") or 1)
+        deadline = time.monotonic() + within_s * SLOW
         while wanted not in self.shown:
             left_s = deadline - time.monotonic()
             assert left_s > 0, f"no {wanted!r} within {within_s} s; shown: {self.shown!r}"

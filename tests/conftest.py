@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from lab import NETWORK, TLS_DIR, Host, Lab, leftovers
+from lab import NETWORK, SLOW, TLS_DIR, Host, HostProcess, Lab, leftovers
 
+import arpanet
 from arpanet import ArpanetError, Pump
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 FAILED = Path(__file__).parent / "lab" / "failed"
 HOSTS = ("h1", "h2", "h3")
 POLL_S = 0.05
+GRPC_THREADS = 5  # which etcd's client may make for itself, when the mesh was out of reach
 LAST_LINES = 12  # of each log of a lab, shown with a failure
 TLS = bool(os.environ.get("ARPANET_LAB_TLS"))  # all hosts and the client have certificates
 clear_only = pytest.mark.skipif(TLS, reason="it is of an arpanet without TLS")
@@ -37,7 +39,7 @@ def eventually(what: str, probe: Callable[[], T], within_s: float = 30.0) -> T:
 
     within_s: seconds, multiplied by ARPANET_TEST_SLOW. Raises AssertionError with the last error.
     """
-    deadline = time.monotonic() + within_s * float(os.environ.get("ARPANET_TEST_SLOW") or 1)
+    deadline = time.monotonic() + within_s * SLOW
     while True:
         try:
             return probe()
@@ -54,8 +56,13 @@ def eventually(what: str, probe: Callable[[], T], within_s: float = 30.0) -> T:
 
 
 @pytest.fixture
-def pump() -> Iterator[Pump]:
-    """Return a pump that runs; a bug that ends its thread fails the test."""
+def pump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pump]:
+    """Return a pump that runs, as patient as ARPANET_TEST_SLOW says.
+
+    A bug that ends its thread fails the test.
+    """
+    for name in ("ANSWER_S", "CONNECT_S", "HEAD_S", "SHAKE_S"):
+        monkeypatch.setattr(arpanet, name, getattr(arpanet, name) * SLOW)
     stop = threading.Event()
     made = Pump(stop)
     made.start()
@@ -105,7 +112,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print what each fault did, as the tests noted it, also where they ran side by side."""
-    reports = [r for found in terminalreporter.stats.values() for r in found]
+    every = (r for found in terminalreporter.stats.values() for r in found)
+    reports = [r for r in every if getattr(r, "when", "") == "call"]  # others repeat what it noted
     rows = [v for r in reports for k, v in getattr(r, "user_properties", ()) if k == "fault"]
     if rows:
         terminalreporter.section("what was lost, and what it did")
@@ -234,6 +242,12 @@ def etcdctl(host: Host, *words: str) -> list[str]:
 def output(lab: Lab, *words: str, via: str = "h1", **options: Any) -> str:
     """Return what the docker client prints, stripped."""
     return docker(lab, *words, via=via, **options).stdout.strip()
+
+
+def line_of(process: HostProcess) -> str:
+    """Return the next line that a command prints."""
+    assert process.stdout
+    return process.stdout.readline().strip()
 
 
 def remove_all(lab: Lab, via: str = "h1") -> None:

@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from conftest import HOSTS, etcdctl, eventually, until
-from lab import Host, Lab, find_process
+from lab import SLOW, Host, Lab, find_process
 
 THINGS = ("master", "etcd", "slave", "engine", "machine")
 PORTS = {"master": (8791,), "etcd": (2379, 2380), "slave": (8792,)}
 CLOCK = "/run/clock"  # how far a host's wall clock is off, for what has libfaketime between
+AWAY = "cannot be reached: timed out"  # of a slave, which a busy machine may let stand still
 SLOW_RATE = "400kbit"
 LOSS = "0.25"  # of the packets to and from a thing's ports
 COMMAND_S = 20.0  # then a command counts as failed
@@ -54,6 +55,8 @@ def kill(host: Host, thing: str) -> None:
     assert pids, f"no {thing} runs on {host.name}"
     signal_all(pids, signal.SIGKILL)
     until(f"the {thing} of {host.name} has ended", lambda: not any(map(find_process, pids)))
+    if thing == "master":
+        until(f"etcd on {host.name} has ended with it", lambda: not host.pids("etcd"))
 
 
 def start_master(host: Host) -> None:
@@ -213,6 +216,10 @@ class Told(NamedTuple):
     well: bool
     said: str  # the id of a container that was made, or the error
 
+    def __str__(self) -> str:
+        times = f"{self.began:.2f}-{self.ended:.2f}"
+        return f"{times} {self.verb} {self.name}: {'well' if self.well else self.said!r}"
+
 
 class Client:
     """Makes, starts, links and removes containers, one command after another, in a thread.
@@ -244,7 +251,7 @@ class Client:
             done = self._lab.client.run(command, check=False, env=self._env, timeout=self.within_s)
             well, said = done.returncode == 0, (done.stdout if not done.returncode else done.stderr)
         except subprocess.TimeoutExpired:
-            well, said = False, f"no answer in {self.within_s:.0f} s"
+            well, said = False, f"no answer in {self.within_s * SLOW:.0f} s"
         self.history.append(Told(verb, name, began, time.monotonic(), well, said.strip()))
         return well
 
@@ -423,5 +430,5 @@ class Trial:
         )  # fmt: skip
         failed = "\n".join(f"{t.verb} {t.name}: {t.said}" for t in history if not t.well)
         assert not any(findings), f"{row}\n{findings}\nwhat failed:\n{failed}"
-        print(f"{row}\n{failed}")  # noqa: T201
+        print(f"{row}\n{failed}".strip(), flush=True)  # noqa: T201
         return row

@@ -55,6 +55,7 @@ NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 NETWORK = "192.168.8"
 FIRST_HOST, CLIENT = 120, 200
 TLS_DIR = "/etc/arpanet/tls"  # inside a host
+SLOW = float(os.environ.get("ARPANET_TEST_SLOW") or 1)  # deadlines are so many times later
 PROGRAMS = {
     "dockerd": "docker.io", "docker": "docker.io", "iptables": "iptables", "ip": "iproute2",
     "busybox": "busybox-static", "unshare": "util-linux", "nsenter": "util-linux", "ps": "procps",
@@ -132,7 +133,7 @@ def end_process(pid: int, start: int, sig: int, within_s: float) -> bool:
         if now is None or now.start != start:
             return True
         signal.pidfd_send_signal(fd, sig)
-        return bool(select.select([fd], [], [], within_s)[0])
+        return bool(select.select([fd], [], [], within_s * SLOW)[0])
     except ProcessLookupError:
         return True
     finally:
@@ -233,7 +234,7 @@ def cgroup_roots(name: str) -> list[Path]:
 
 def remove_cgroups(name: str, within_s: float = 5.0) -> None:
     """Remove that lab's cgroups. Raises LabError if one is still in use within_s seconds later."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + within_s * SLOW
     while roots := cgroup_roots(name):
         for root in roots:
             for path in sorted(root.glob("**/"), reverse=True):
@@ -555,7 +556,7 @@ class Keeper:
     def read_line(self, within_s: float = 20.0) -> str:
         """Return the next line the keeper says. Raises LabError if it says none."""
         assert self.unshare.stdout is not None
-        if select.select([self.unshare.stdout], [], [], within_s)[0]:
+        if select.select([self.unshare.stdout], [], [], within_s * SLOW)[0]:
             line: bytes = self.unshare.stdout.readline()
             if line:
                 return line.decode().strip()
@@ -587,7 +588,7 @@ class UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
+        super().__init__("localhost", timeout=timeout_s * SLOW)
         self.path = path
 
     def connect(self) -> None:
@@ -619,6 +620,16 @@ def ask_engine(
 
 class HostProcess(subprocess.Popen[str]):
     """A command on a host. A signal goes to the command, not to what waits for it out here."""
+
+    def communicate(
+        self, input: str | None = None, timeout: float | None = None
+    ) -> tuple[str, str]:
+        """Return stdout and stderr when it has ended. timeout: seconds, times ARPANET_TEST_SLOW."""
+        return super().communicate(input, timeout and timeout * SLOW)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code when it has ended. timeout: seconds, times ARPANET_TEST_SLOW."""
+        return super().wait(timeout and timeout * SLOW)
 
     def find_command(self) -> Process | None:
         """Return the process on the host, as the machine sees it, None if it has ended."""
@@ -693,7 +704,8 @@ class Host:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the host to its end, with its output kept as text.
 
-        timeout: seconds. Raises CommandFailed, subprocess.TimeoutExpired (the command is killed).
+        timeout: seconds, times ARPANET_TEST_SLOW. Raises CommandFailed, subprocess.TimeoutExpired
+        (the command is killed).
         """
         pipe = subprocess.PIPE
         stdin = subprocess.DEVNULL if input is None else pipe
@@ -741,7 +753,7 @@ class Host:
     def _wait_engine(self, within_s: float) -> None:
         """Block until the engine answers. Raises LabError when it ended or within_s are over."""
         began = time.monotonic()
-        deadline = began + within_s
+        deadline = began + within_s * SLOW
         while not self.engine_answers():
             dead = time.monotonic() > began + 1 and not self.pids("dockerd")  # 1 s: to be exec'ed
             if dead or time.monotonic() > deadline or self._aborted.is_set():
