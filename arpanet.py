@@ -891,8 +891,14 @@ class Recent(Generic[Value]):
         with self._lock:
             return self._rows.pop(key, None)
 
+    def values(self) -> list[Value]:
+        with self._lock:
+            return [*self._rows.values()]
 
-CHUNK_HEAD = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
+
+CHUNK_LINE = rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n"
+CHUNK_HEAD, NEXT_CHUNK_HEAD = re.compile(CHUNK_LINE), re.compile(rb"\r\n" + CHUNK_LINE)
+TRAILER = re.compile(rb"[^\r\n]*\r\n")
 CHUNK_HEAD_BYTES = 4096
 
 
@@ -923,13 +929,20 @@ class Body:
 
     def blocks(self) -> Iterator[bytes]:
         """Return the body as it comes; blocks. Raises BadRequest when it ends early."""
+        return self._stream(self._plain_blocks())
+
+    def frames(self) -> Iterator[bytes]:
+        """Return the body as it is on the wire, chunks with their framing. Else as blocks()."""
+        return self._stream(self._framed_blocks() if self.chunked else self._plain_blocks())
+
+    def _stream(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         self._on_stream()
         self.idle.clear()
-        return self._read_blocks()
+        return self._read_all(blocks)
 
-    def _read_blocks(self) -> Iterator[bytes]:
+    def _read_all(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         try:
-            yield from self._chunked_blocks() if self.chunked else self._counted_blocks(self.length)
+            yield from blocks
             self.finished = True
         except (OSError, ValueError) as e:  # ValueError: the file was closed
             raise BadRequest(f"the body broke off: {e}") from e
@@ -940,12 +953,23 @@ class Body:
         """Return the whole body. Raises BadRequest when it passes the limit or ends early."""
         found: list[bytes] = []
         size = 0
-        for block in self._read_blocks() if not self.finished else ():
+        for block in self._read_all(self._plain_blocks()) if not self.finished else ():
             size += len(block)
             if size > limit_bytes:
                 raise BadRequest(f"the body is longer than {limit_bytes} bytes")
             found.append(block)
         return b"".join(found)
+
+    def _plain_blocks(self) -> Iterator[bytes]:
+        return self._chunked_blocks() if self.chunked else self._counted_blocks(self.length)
+
+    def _framed_blocks(self) -> Iterator[bytes]:
+        scanner = ChunkScanner()
+        while not scanner.finished:
+            ahead = self._reader.peek()  # what follows the body is the next request's
+            if not ahead:
+                raise BadRequest("the chunked body ended early")
+            yield self._reader.read(scanner.feed(ahead))
 
     def _counted_blocks(self, length: int) -> Iterator[bytes]:
         left = length
@@ -981,45 +1005,47 @@ class ChunkScanner:
 
     def __init__(self) -> None:
         self.finished = False
-        self._skip = 0  # bytes of the chunk, and of the line break after it, that are to come
-        self._in_trailers = False
+        self._line = CHUNK_HEAD  # what comes after the bytes to skip
+        self._skip = 0  # bytes of the chunk that are to come
         self._partial = b""  # a line whose end is to come
 
-    def feed(self, block: bytes) -> None:
-        """Take the next bytes. Raises ValueError when they are malformed or behind the end."""
-        if self._partial:
-            block, self._partial = self._partial + block, b""
-        position, end, self._skip = self._skip, len(block), 0
-        while position < end and not self._in_trailers:
-            head = CHUNK_HEAD.match(block, position)
-            if head is None:
-                self._keep(block[position:])
-                return
-            size = int(head[1], 16)
-            self._in_trailers = size == 0
-            position = head.end() + (size + 2 if size else 0)
-        if self._in_trailers:
-            self._read_trailers(block[position:])
-        else:
-            self._skip = position - end
+    def feed(self, block: bytes) -> int:
+        """Return how many of the next bytes are the body's: all, but at its end.
 
-    def _read_trailers(self, rest: bytes) -> None:
-        while b"\n" in rest:
-            line, _, rest = rest.partition(b"\n")
-            self.finished = not line.strip()
-            if self.finished and rest:
-                raise ValueError("bytes after the end of a chunked body")
-        self._keep(rest)
+        Raises ValueError when they are malformed.
+        """
+        known = len(self._partial)
+        if known:
+            block, self._partial = self._partial + block, b""
+        position, end = self._skip, len(block)
+        while position < end and not self.finished:
+            line = self._line.match(block, position)
+            if line is None:
+                self._keep(block[position:])
+                position = end
+            elif self._line is TRAILER:
+                self.finished, position = line[0] == b"\r\n", line.end()
+            else:
+                size = int(line[1], 16)
+                self._line = NEXT_CHUNK_HEAD if size else TRAILER
+                position = line.end() + size
+        self._skip = max(position - end, 0)
+        return min(position, end) - known
 
     def _keep(self, rest: bytes) -> None:
-        if len(rest) > CHUNK_HEAD_BYTES or (b"\n" in rest and not self._in_trailers):
+        """Take a line that is not whole, if it can become one."""
+        begins = 2 if self._line is NEXT_CHUNK_HEAD else 0
+        ends = b"\n" in rest[begins:] or len(rest) > CHUNK_HEAD_BYTES
+        if ends or not b"\r\n"[:begins].startswith(rest[:begins]):
             raise ValueError("malformed chunk")
         self._partial = rest
 
 
-def write_chunk(write: Callable[[bytes], Any], block: bytes) -> None:
-    """Write one block of a chunked body."""
-    write(b"%x\r\n%s\r\n" % (len(block), block))
+def in_chunks(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Return a chunked body of these blocks, none of which is empty."""
+    for block in blocks:
+        yield b"%x\r\n%s\r\n" % (len(block), block)
+    yield b"0\r\n\r\n"
 
 
 def write_file(path: str, content: bytes, mode: int = 0o600) -> None:
@@ -4591,6 +4617,9 @@ HOP_HEADERS = frozenset((
     "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect", "host",
     "proxy-connection", "content-length",
 ))  # fmt: skip
+# An engine packs an archive for who takes it packed, which takes longer than a LAN to carry it. At
+# its own unix socket docker does not ask for it either.
+NOT_FOR_ENGINES = HOP_HEADERS | {"accept-encoding"}
 STREAM_TYPES = tuple(f"application/vnd.docker.{kind}-stream" for kind in ("raw", "multiplexed"))
 OnCut = Callable[[Callable[[], None]], None]  # is given what ends a request
 REACH_S, TRY_REACH_S = 3.0, 1.2  # to reach an engine: the one that is needed, or one of several
@@ -4742,7 +4771,8 @@ class EngineReply:
                 block = self.response.fp.read1(BULK_BYTES)
                 if not block:
                     raise ValueError("the end is missing")
-                scanner.feed(block)
+                if scanner.feed(block) < len(block):
+                    raise ValueError("bytes after the end of a chunked body")
                 yield block
         except (OSError, ValueError) as e:
             raise self._broken(repr(e)) from e
@@ -4793,29 +4823,24 @@ class EngineReply:
 class Upload:
     """A body on its way to an engine, sent by a thread of its own while the answer is read."""
 
-    def __init__(self, sock: socket.socket, body: Iterable[bytes] | Body, chunked: bool) -> None:
-        self._blocks = body.blocks() if isinstance(body, Body) else body
+    def __init__(self, sock: socket.socket, body: Iterable[bytes] | Body) -> None:
         self._from_client = isinstance(body, Body)
-        self._sock, self._chunked = sock, chunked
+        self._frames = body.frames() if isinstance(body, Body) else in_chunks(body)
+        self._sock = sock
         self.fault: ArpanetError | None = None
         self.thread = spawn("upload", self._run)
 
     def _run(self) -> None:
         try:
-            for block in self._blocks:
-                if self._chunked:
-                    write_chunk(self._sock.sendall, block)
-                else:
-                    self._sock.sendall(block)
-            if self._chunked:
-                self._sock.sendall(b"0\r\n\r\n")
+            for block in self._frames:
+                self._sock.sendall(block)
         except ArpanetError as e:
             self.fault = e  # the client's body broke off: the engine must not take it for whole
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:  # the engine has answered early; its answer says why
             with contextlib.suppress(ArpanetError):
-                while self._from_client and next(iter(self._blocks), b""):
+                while self._from_client and next(self._frames, b""):
                     pass  # a client may hear the answer only when it has sent all
 
 
@@ -4954,7 +4979,7 @@ class Engine:
         length = body.length if isinstance(body, Body) else 0
         framing = ("Content-Length", str(length)) if counted else ("Transfer-Encoding", "chunked")
         send_request(sock, method, target, [*headers, framing])
-        return Upload(sock, body, not counted)
+        return Upload(sock, body)
 
     def _why(self, cause: OSError) -> str:
         return (
@@ -6478,8 +6503,8 @@ class Call:
         return self.prefix + path + (f"?{self.query_text}" if self.query_text else "")
 
     def engine_headers(self) -> list[tuple[str, str]]:
-        """Return the headers that an engine gets: all but those of this connection."""
-        kept = [(n, v) for n, v in self.headers.items() if n.lower() not in HOP_HEADERS]
+        """Return the headers that an engine gets: not those that are for us alone."""
+        kept = [(n, v) for n, v in self.headers.items() if n.lower() not in NOT_FOR_ENGINES]
         upgrade = self.headers.get("Upgrade")
         return kept + ([("Connection", "Upgrade"), ("Upgrade", upgrade)] if upgrade else [])
 
@@ -9156,10 +9181,8 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         self.connection.settimeout(None)
         framing = ("Transfer-Encoding", "chunked") if chunked else ("Connection", "close")
         self._send_head(status, [*headers, framing])
-        for block in blocks:
-            write_chunk(send, block) if chunked else send(block)
-        if chunked:
-            send(b"0\r\n\r\n")
+        for block in in_chunks(blocks) if chunked else blocks:
+            send(block)
 
     def _send_head(
         self, status: int, headers: Iterable[tuple[str, str]], body: bytes = b""

@@ -17,9 +17,10 @@ from clients import (
     engine_names,
     program,
     remove_containers,
+    send_raw,
     transcript,
 )
-from conftest import HOSTS, TLS, docker, eventually, output
+from conftest import HOSTS, TLS, docker, eventually, output, until
 from lab import Lab
 
 SLEEP = ("busybox", "sleep", "1000")
@@ -441,6 +442,15 @@ def test_100_mb_are_copied_in_and_out_byte_for_byte(net: Lab) -> None:
     docker(net, "cp", "-q", "box:/tmp/in", "/run/back", via="h3", timeout=120)
     assert client.run(["sha256sum", "/run/back"]).stdout.split()[0] == wanted
     client.run(["rm", "/run/hundred", "/run/back"])
+
+
+def test_an_archive_is_not_packed_for_the_way(net: Lab) -> None:
+    docker(net, "run", "-d", "--name", "box", *SLEEP)
+    asked = b"GET /containers/box/archive?path=/etc/passwd HTTP/1.1\r\nHost: x\r\n"
+    said = send_raw(net, asked + b"Accept-Encoding: gzip\r\nConnection: close\r\n\r\n")
+    assert " 200 " in said.partition("\r\n")[0]
+    assert "content-encoding" not in said.partition("\r\n\r\n")[0].lower()
+    assert "root:" in said
 
 
 def test_a_directory_is_copied_in_and_out(net: Lab) -> None:

@@ -127,6 +127,11 @@ def test_a_body_that_ends_early_or_is_malformed_is_refused(
     with pytest.raises(BadRequest):
         found.read()
     assert not found.finished
+    passed = body(content, header)
+    with pytest.raises(BadRequest):
+        list(passed.frames())
+    assert not passed.finished
+    assert passed.idle.is_set()
 
 
 FRAMINGS = [
@@ -184,11 +189,26 @@ def test_a_body_has_a_limit() -> None:
 
 @given(st.lists(st.binary(min_size=1, max_size=50)))
 def test_what_is_written_in_chunks_is_read_again(blocks: list[bytes]) -> None:
-    stream = io.BytesIO()
-    for block in blocks:
-        arpanet.write_chunk(stream.write, block)
-    stream.write(b"0\r\n\r\n")
-    assert body(stream.getvalue(), CHUNKED).read() == b"".join(blocks)
+    text = b"".join(arpanet.in_chunks(blocks))
+    assert body(text, CHUNKED).read() == b"".join(blocks)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=50)), st.integers(1, 100))
+def test_frames_are_what_came_and_leave_the_next_request(
+    blocks: list[bytes], buffer_bytes: int
+) -> None:
+    text = b"".join(arpanet.in_chunks(blocks))
+    reader = io.BufferedReader(io.BytesIO(text + b"GET / HTTP/1.1"), buffer_bytes)
+    found = Body(reader, Headers([CHUNKED]))
+    assert b"".join(found.frames()) == text
+    assert found.finished
+    assert reader.read() == b"GET / HTTP/1.1"
+
+
+def test_frames_of_a_counted_body_are_its_bytes() -> None:
+    found = body(b"hello, and more", ("Content-Length", "5"))
+    assert b"".join(found.frames()) == b"hello"
+    assert found.finished
 
 
 # ---- ChunkScanner
@@ -199,7 +219,7 @@ def scan(blocks: Iterable[bytes]) -> arpanet.ChunkScanner:
     scanner = arpanet.ChunkScanner()
     for block in blocks:
         assert not scanner.finished
-        scanner.feed(block)
+        assert scanner.feed(block) == len(block)
     return scanner
 
 
@@ -229,7 +249,7 @@ def test_the_end_of_a_chunked_body_is_found_wherever_it_is_split(
 MALFORMED = [
     b"\r\n", b"g\r\n", b"-1\r\n", b"0x1\r\n", b"1_0\r\n", b"f" * 16 + b"\r\n", b"1\nx\r\n",
     b"1\r\nxy\r\n0\r\n\r\n", b"1" * 5000, b"1;" + b"x" * 5000, b"0\r\n" + b"x" * 5000,
-    b"0\r\n\r\nHTTP/1.1 200 OK\r\n",
+    b"1\r\nx\n\r0\r\n", b"1\r\nx\r\n0\n\r\n", b"1\r\nx0\r\n\r\n", b"1\r\nxy", b"0\r\nA: b\n\r\n",
 ]  # fmt: skip
 
 
@@ -237,6 +257,13 @@ MALFORMED = [
 def test_chunks_that_are_malformed_are_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match="chunk"):
         scan([text])
+
+
+def test_what_follows_a_chunked_body_is_not_its() -> None:
+    scanner = arpanet.ChunkScanner()
+    assert scanner.feed(b"1\r\nx\r") == 5
+    assert scanner.feed(b"\n0\r\n\r\nGET /") == 6
+    assert scanner.finished
 
 
 # ---- send_request, http_json
