@@ -293,6 +293,49 @@ def test_every_byte_arrives_both_ways_at_once(
         until("moved by splice", lambda: pump._pipes)
 
 
+class Waits(threading.Event):
+    """An event that knows for how long it was waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited.append(timeout)
+        return super().wait(timeout)
+
+
+def test_bulk_is_left_to_gather_and_small_messages_are_not(keep: contextlib.ExitStack) -> None:
+    stop = Waits()
+    pump = Pump(stop)
+    pump.start()
+    keep.callback(pump.stop)
+    client, server = joined(pump, keep, "tcp")
+    for _ in range(10):
+        client.sendall(b"x")
+        assert server.recv(9) == b"x"
+    assert not stop.waited
+    sender = in_thread(lambda: client.sendall(bytes(4 << 20)))
+    assert len(read_exactly(server, 4 << 20)) == 4 << 20
+    sender.join()
+    until("the turn with bulk is over", lambda: stop.waited)
+    assert set(stop.waited) == {links.GATHER_S}
+
+
+def test_the_pump_goes_before_what_it_carries_bytes_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int, int]] = []
+    monkeypatch.setattr("os.setpriority", lambda *words: asked.append(words))
+    pump = Pump(threading.Event())
+    pump.start()
+    threads: list[int] = []
+    pump._call(lambda: threads.append(threading.get_native_id()))
+    until("the call", lambda: threads)
+    pump.stop()
+    assert asked == [(os.PRIO_PROCESS, threads[0], links.NICENESS)]
+
+
 def test_a_message_that_its_sink_takes_in_parts_arrives_whole(
     pump: Pump, keep: contextlib.ExitStack
 ) -> None:
