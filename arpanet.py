@@ -3595,8 +3595,6 @@ PAGE = 1000
 CHANNEL_OPTIONS = (
     ("grpc.lb_policy_name", "round_robin"),  # a dead or hung master leaves the rotation
     ("grpc.keepalive_time_ms", 1200),  # wants etcd --grpc-keepalive-min-time=1s, else GOAWAY
-    ("grpc.keepalive_timeout_ms", 1200),
-    ("grpc.http2.ping_timeout_ms", 1200),  # the one that acts; its default is 60 s
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -3606,6 +3604,7 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
 )
+PING_MS, ONLY_PING_MS = 1200, 5000  # until a silent connection is broken off; to the only master
 LEADER = (("hasleader", "true"),)  # a master without leader answers at once instead of hanging
 TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN", "CANCELLED", "INTERNAL")
 NEVER_SENT = re.compile(
@@ -3774,20 +3773,34 @@ def load_etcd3() -> Etcd3:
         return Etcd3(grpc, rpc, (grpc.RpcError, ValueError))
 
 
+def choose_channel_options(masters: int) -> tuple[tuple[str, Any], ...]:
+    """Return gRPC's options for a channel to so many masters.
+
+    Where there is another master, one that is silent is left soon. The only one may be busy.
+    """
+    ping_ms = PING_MS if masters > 1 else ONLY_PING_MS
+    return (
+        *CHANNEL_OPTIONS,
+        ("grpc.keepalive_timeout_ms", ping_ms),
+        ("grpc.http2.ping_timeout_ms", ping_ms),  # the one that acts; its default is 60 s
+    )
+
+
 class Wire:
     """One gRPC channel to all masters, with the certificate of now, and etcd3's stubs on it."""
 
     def __init__(self, etcd3: Etcd3, endpoints: Sequence[str]) -> None:
         rpc, target = etcd3.rpc, "ipv4:" + ",".join(endpoints)  # gRPC's syntax for many addresses
         own, self.stamp = identity(), identity_stamp()
+        options = choose_channel_options(len(endpoints))
         if own:
             ca, cert, key = own.read()
             credentials = etcd3.grpc.ssl_channel_credentials(ca, key, cert)
             # one name for many addresses, which every machine's certificate has
-            options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", MACHINE))
+            options += (("grpc.ssl_target_name_override", MACHINE),)
             self._channel: Any = etcd3.grpc.secure_channel(target, credentials, options)
         else:
-            self._channel = etcd3.grpc.insecure_channel(target, CHANNEL_OPTIONS)
+            self._channel = etcd3.grpc.insecure_channel(target, options)
         self.rpc, self.errors = rpc, etcd3.errors
         self.kv: Any = rpc.KVStub(self._channel)
         self.lease: Any = rpc.LeaseStub(self._channel)
@@ -3958,18 +3971,21 @@ def choose_try_s(waited_s: float, took_s: float) -> float:
     """Return the seconds for one try of a call, after which another master is asked.
 
     A silent master delays little, and masters that are slow to answer are not asked twice.
-    waited_s: since the call began. took_s: what answers take at the moment.
+    waited_s: since the call began; the longer, the more patient. took_s: what answers take at the
+    moment.
     """
-    return TRY_S if waited_s > HASTE_S else min(TRY_S, max(FIRST_TRY_S, 5 * took_s))
+    if waited_s > HASTE_S:
+        return max(TRY_S, waited_s / 2)
+    return min(TRY_S, max(FIRST_TRY_S, 5 * took_s))
 
 
 class Masters:
     """etcd as gRPC reaches it: calls and streams, on whichever of the masters answers.
 
     endpoints: "ip:port" of masters to begin with; the others are learnt from the member list.
-    Every call blocks up to timeout_s (10 s), 0.5 to 1.5 s per try, and raises MeshDown when no
-    master answered. Thread 'members' follows the member list; on_members is called there with
-    each new one.
+    Every call blocks up to timeout_s (10 s), 0.5 s or more per try where there is another master
+    to try, and raises MeshDown when no master answered. Thread 'members' follows the member list;
+    on_members is called there with each new one.
     """
 
     def __init__(
@@ -4005,13 +4021,10 @@ class Masters:
         self._voters = sum(not member.learner for member in found)
         return found
 
-    def read_mark(self) -> None:
+    def read_mark(self, timeout_s: float | None = None) -> None:
         """Read MARK and notice a recovery, by which the cluster id may be another. Blocks."""
-        wire = self._wire
-        try:
-            answer = wire.range(TRY_S, key=encode_key(MARK))
-        except wire.errors as error:
-            raise self._build_down(read_fault(error).text, TRY_S) from error
+        key = encode_key(MARK)
+        answer = self._call(lambda wire, try_s: wire.range(try_s, key=key), timeout_s, noted=False)
         mark = next((kv.value.decode("utf-8", "replace") for kv in answer.kvs), "")
         self.mark = self.mark or mark
         if mark != self.mark and mark.partition("/")[0] == self.mark.partition("/")[0]:
@@ -4069,18 +4082,25 @@ class Masters:
         send: Callable[[Wire, float], Any],
         timeout_s: float | None = None,
         on_fault: Callable[[Fault], None] | None = None,
+        *,
+        noted: bool = True,
     ) -> Any:
-        """Return the answer of whichever master gives one first; each try is a new choice."""
+        """Return the answer of whichever master gives one first; each try is a new choice.
+
+        noted: an answer of another cluster than before raises MeshDown.
+        """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         began, pause = time.monotonic(), 0.02
         deadline = began + timeout_s
         while True:
             asked, wire = time.monotonic(), self._wire
-            try_s = choose_try_s(asked - began, self._took_s)
+            alone = len(self.endpoints) == 1
+            try_s = timeout_s if alone else choose_try_s(asked - began, self._took_s)
             try:
                 answer = send(wire, max(0.05, min(try_s, deadline - asked)))
                 self._took_s = max(time.monotonic() - asked, 0.9 * self._took_s)
-                self._note(answer.header)
+                if noted:
+                    self._note(answer.header)
                 return answer
             except wire.errors as error:
                 fault = read_fault(error)
@@ -4132,7 +4152,7 @@ class Masters:
                 continue
             due = time.monotonic() + MEMBERS_S
             try:
-                self.read_mark()
+                self.read_mark(TRY_S)
                 self._adopt([m.client for m in self.members() if m.client and not m.learner])
             except MeshDown as error:
                 if not self.closed:
