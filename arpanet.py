@@ -9343,6 +9343,7 @@ class ApiServer(socketserver.TCPServer):
 LEARNER_GRACE_S = 15.0  # a learner that never answers blocks every other join
 PATIENCE_S = 15.0  # how long the first join looks for any master at all
 LEAVE_S = 20.0
+STATUS_S = 2.0  # for an etcd to say how it is; a busy one takes a second
 SILENT_S = 5.0  # one that leaves takes another for dead after this time
 STOP_S = 10.0
 NOTE_S = 5.0
@@ -9741,12 +9742,14 @@ class EtcdTurn(NamedTuple):
 def ask_for_turn(client: str, ask_status: Callable[[], Sequence[MemberStatus]]) -> EtcdTurn:
     """Take our turn at starting the etcd at client anew, if all others answer. Raises MeshDown.
 
-    One that does not understand us any longer has nothing to lose.
+    One that does not understand us any longer has nothing to lose; one that is slow may have.
     """
     said = "was started anew, with the authorities that are trusted now"
     try:
         fetch_status(client)
     except GatewayDown as error:
+        if isinstance(error.__cause__, TimeoutError):
+            return EtcdTurn(False, "", "")
         return EtcdTurn(True, "", f"{said}; before it was of no use: {error}")
     lease = take_turn(client)
     silent = [row.name for row in ask_status() if not row.answers] if lease else []
@@ -9789,16 +9792,21 @@ def fetch_members(client: str) -> MemberList:
 
 def fetch_status(client: str) -> Any:
     """Return etcd's own status: header.member_id, leader, version. Raises as ask_gateway."""
-    return ask_gateway(client, "maintenance/status", timeout_s=1.0)
+    return ask_gateway(client, "maintenance/status", timeout_s=STATUS_S)
 
 
 def read_status(clients: Sequence[str]) -> list[MemberStatus]:
     """Return one row per master, asked of whichever of clients answers first.
 
-    Blocks up to a second for each one that does not answer. Raises MeshDown.
+    Blocks up to STATUS_S for those that do not answer. Raises MeshDown.
     """
-    listing = fetch_first_members(clients)
-    return [read_member_status(member) for member in listing.members]
+    return list_status(fetch_first_members(clients).members)
+
+
+def list_status(members: Iterable[Member]) -> list[MemberStatus]:
+    """Return one row per master, all asked at once."""
+    calls = {str(m.id): functools.partial(read_member_status, m) for m in members}
+    return list(gather(calls).values())
 
 
 def fetch_first_members(clients: Sequence[str], cluster: int = 0) -> MemberList:
@@ -10102,7 +10110,7 @@ class Admission:
     def _find_dead_learners(self, members: Sequence[Member]) -> list[int]:
         """Return the learners, not us, that have not answered for 15 s by our own watch."""
         learners = [m for m in members if m.learner and m.peer_url != self._place.peer_url]
-        silent = [member.id for member in learners if not read_member_status(member).answers]
+        silent = [row.id for row in list_status(learners) if not row.answers]
         now = time.monotonic()
         self._silent_since = {id_: self._silent_since.get(id_, now) for id_ in silent}
         return [id_ for id_, since in self._silent_since.items() if now - since > LEARNER_GRACE_S]
@@ -10218,7 +10226,7 @@ class EtcdMember:
         return ""
 
     def status(self) -> list[MemberStatus]:
-        """Return one row per master. Blocks a second for each silent one; raises MeshDown."""
+        """Return one row per master. Blocks up to STATUS_S for silent ones; raises MeshDown."""
         return read_status([self.place.client, *self._state.peers])
 
     # ---- stopping
@@ -10364,7 +10372,7 @@ class EtcdMember:
             [self.place.client, *self._list_others()], self._state.cluster
         )
         others = [m for m in listing.members if m.id != self._state.member and m.client]
-        answering = [member.id for member in others if read_member_status(member).answers]
+        answering = [row.id for row in list_status(others) if row.answers]
         if self.child.started and self.child.find_exit() is None:
             answering.append(self._state.member)
         leader = int(fetch_status(listing.via).get("leader", 0))

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import until
+from conftest import eventually, until
+from lab import SLOW
 
 import arpanet
 from arpanet import (
@@ -27,10 +28,10 @@ from arpanet import (
     MeshDown,
     Usage,
     ask_gateway,
+    is_open,
 )
 
 CLIENT_PORT, PEER_PORT = 23790, 23800
-SLOW = float(os.getenv("ARPANET_TEST_SLOW", "1"))
 
 
 class Machine:
@@ -97,10 +98,14 @@ def find_ids(machine: Machine) -> dict[str, int]:
 
 
 def test_three_masters_are_one_cluster_of_voters(trio: list[Machine]) -> None:
-    rows = trio[2].etcd.status()
-    assert sorted((row.name, row.ip) for row in rows) == [(m.name, m.ip) for m in trio]
-    assert all(row.answers and not row.learner and row.version.startswith("3.") for row in rows)
-    assert sum(row.leader for row in rows) == 1
+
+    def is_cluster() -> None:
+        rows = trio[2].etcd.status()
+        assert sorted((row.name, row.ip) for row in rows) == [(m.name, m.ip) for m in trio]
+        assert all(r.answers and not r.learner and r.version.startswith("3.") for r in rows)
+        assert sum(row.leader for row in rows) == 1
+
+    eventually("all say so", is_cluster)
     assert "joined as a learner, catching up" in trio[1].said
 
 
@@ -119,16 +124,16 @@ def test_masters_start_again_in_any_order_and_with_any_peers(trio: list[Machine]
         machine.restart_process()
     assert not third.etcd.resume(wait_s=1.5)  # no majority yet; it goes on trying
     assert third.said[-1] == f"waiting for {first.ip}, {second.ip} to answer"
-    assert first.etcd.boot(wait_s=20)
+    assert first.etcd.boot(wait_s=20 * SLOW)
     until("the third is ready too", third.is_ready)
-    assert second.etcd.join(["127.20.9.9"], wait_s=20)
+    assert second.etcd.join(["127.20.9.9"], wait_s=20 * SLOW)
     assert find_ids(first) == ids
 
 
 def test_a_killed_etcd_is_started_again(trio: list[Machine]) -> None:
     child = trio[0].etcd.child
     os.kill(child.pid, signal.SIGKILL)
-    child.wait(5)
+    child.wait(5 * SLOW)
     assert trio[0].etcd.step().endswith("starting it again")
     assert not trio[0].etcd.ready
     until("back", trio[0].is_ready, 20)
@@ -155,10 +160,9 @@ def test_a_master_removed_while_away_joins_again(trio: list[Machine]) -> None:
     old_id = find_ids(trio[0])[away.ip]
     away.etcd.stop()
     body = {"ID": str(old_id)}
-    client = trio[0].place.client
-    until("removed", lambda: ask_gateway(client, "cluster/member/remove", body), 20)
+    ask_gateway(trio[0].place.client, "cluster/member/remove", body, timeout_s=20 * SLOW)
     away.restart_process()
-    assert away.etcd.resume(wait_s=40)
+    assert away.etcd.resume(wait_s=40 * SLOW)
     assert find_ids(trio[0])[away.ip] not in (0, old_id)
     assert (away.place.state_dir / "etcd.old" / "member").is_dir()
 
@@ -251,6 +255,8 @@ def test_a_join_that_is_broken_off_is_repeated(
         until(moment, is_there, 40)
         driver.kill()  # and with it its etcd
         driver.communicate()
+        ports = [f"127.20.1.6:{port}" for port in (CLIENT_PORT, PEER_PORT)]
+        until("its etcd has ended", lambda: not any(map(is_open, ports)))
         assert trio[0].etcd.status()  # the others have a majority without it
         driver = start_driver(6, tmp_path, trio[0])
         until("it is a voter", lambda: count_voters(trio[0]) == 4, 40)
@@ -272,7 +278,7 @@ def test_two_join_at_once_and_leave_at_once(trio: list[Machine], tmp_path: Path)
             driver.stdin.close()
         until("three voters", lambda: count_voters(trio[0]) == 3, 30)
         for driver in drivers:
-            assert driver.wait(20) == 0
+            assert driver.wait(20 * SLOW) == 0
     finally:
         for driver in drivers:
             driver.kill()  # its etcd goes with it

@@ -201,7 +201,8 @@ def test_a_web_server_is_not_an_etcd() -> None:
         thread.start()
         try:
             with pytest.raises(GatewayDown, match="answers, but not as etcd does"):
-                ask_gateway(f"127.0.0.1:{server.server_address[1]}", "cluster/member/list")
+                etcd = f"127.0.0.1:{server.server_address[1]}"
+                ask_gateway(etcd, "cluster/member/list", timeout_s=30)
         finally:
             server.shutdown()
             thread.join()
