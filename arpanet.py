@@ -5014,6 +5014,7 @@ class Engine:
 
 SYNC_S = 5.0
 READ_S = 2.0  # how long a listing waits for the masters' majority before it goes without
+READ_NEXT_S = 0.5  # and those that come after it, until one gets an answer
 SHUN_S = 10.0
 QUORUM_S = 0.5
 UNSURE_S = 60  # how long a name waits for what an engine may still make
@@ -5141,7 +5142,8 @@ class Node:
         self.tunnels = Tunnels()
         self.answers = Answers()
         self._revision = SharedRead(mesh.read_revision)
-        self._revision_soon = SharedRead(functools.partial(mesh.read_revision, READ_S))
+        self._revision_soon = SharedRead(self._read_soon)
+        self._read_s = READ_S
         self.presence: Lease | None = None
         self.report: Callable[[], dict[str, Any]] = dict
         self.facts: Callable[[], dict[str, Any]] = dict
@@ -5225,9 +5227,19 @@ class Node:
     def sync_view(self, *, patient: bool = True) -> View:
         """Return a view that holds all that was acknowledged before this call.
 
-        patient: wait for a majority longer than READ_S. Raises MeshDown.
+        patient: wait for a majority as long as a change does. Raises MeshDown.
         """
         return self.wait_view((self._revision if patient else self._revision_soon).get())
+
+    def _read_soon(self) -> int:
+        """Return the revision, or raise MeshDown in time for a listing."""
+        try:
+            revision = self.mesh.read_revision(self._read_s)
+        except MeshDown:
+            self._read_s = READ_NEXT_S
+            raise
+        self._read_s = READ_S
+        return revision
 
     def has_quorum(self) -> bool:
         """Return whether etcd answered just now; it is asked twice a second at most."""

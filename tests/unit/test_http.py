@@ -380,8 +380,10 @@ class FakeMesh:
 
     def __init__(self, revision: int) -> None:
         self.revision = revision
+        self.waits: list[float | None] = []  # what each read was given, in seconds
 
-    def read_revision(self, _timeout_s: float | None = None) -> int:
+    def read_revision(self, timeout_s: float | None = None) -> int:
+        self.waits.append(timeout_s)
         if not self.revision:
             raise MeshDown("no quorum")
         return self.revision
@@ -797,6 +799,16 @@ def test_without_quorum_reads_are_answered_with_a_warning_and_changes_are_not(ap
     assert "Warning" not in api.get("/_ping").headers
     change = api.get("/containers/web/start", method="POST")
     assert (change.status, change.message) == (503, "no quorum")
+
+
+def test_a_listing_waits_less_once_one_has_waited_for_a_majority_in_vain(api: Api) -> None:
+    api.get("/containers/json")
+    api.mesh.waits.clear()
+    for revision in (0, 0, 7, 7):
+        api.mesh.revision = revision
+        api.get("/containers/json")
+    soon = arpanet.READ_NEXT_S
+    assert api.mesh.waits == [arpanet.READ_S, soon, soon, arpanet.READ_S]
 
 
 def test_a_refusal_for_want_of_a_majority_names_the_masters_that_are_missing(api: Api) -> None:
