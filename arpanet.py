@@ -5049,14 +5049,12 @@ class Making:
             self._claims[wish.name] = NameEntry(placed.host, "", wish.needs)
             return placed
 
-    def shun(self, name: str) -> bool:
-        """Note that the host of a name did not answer; return whether that is news."""
-        now = time.monotonic()
+    def shun(self, name: str) -> str:
+        """Note that the host of a name did not answer; return that host."""
         with self._lock:
             host = self._claims[name].host
-            known = self._shunned.get(host, 0.0) > now
-            self._shunned[host] = now + SHUN_S
-        return not known
+            self._shunned[host] = time.monotonic() + SHUN_S
+        return host
 
     def done(self, name: str) -> None:
         """Forget a name: its container is in the view, or will never be."""
@@ -7352,13 +7350,16 @@ def create_container(call: Call) -> Reply:
 def make_container(call: Call, view: View, wish: CreateWish, body: dict[str, Any]) -> Reply:
     """Make links, choose a host and have it create; one that is not reached is given up."""
     links = describe_links(call, view, wish, require_link_targets(view, wish))
+    tried: set[str] = set()
     while True:
         lease = call.node.lease_id()
         try:
             return make_somewhere(call, view, wish, body, links)
         except EngineAway as e:
-            if not call.node.making.shun(wish.name):
+            host = call.node.making.shun(wish.name)
+            if host in tried:  # and every other one that it may be on
                 raise
+            tried.add(host)
             log.info("%s goes to another host: %s", wish.name, e)
         except LostClaim:  # nothing is made yet
             call.node.renew_lease(lease)

@@ -13,6 +13,7 @@ from builders import HOSTS, container, host, id_of, view, wish
 from hypothesis import given
 from hypothesis import strategies as st
 
+import arpanet
 from arpanet import (
     BadRequest,
     Change,
@@ -33,6 +34,7 @@ from arpanet import (
     decide_order,
     dump_json,
     has_room,
+    name_row,
     pins_of,
     place,
     read_settings,
@@ -443,11 +445,35 @@ def test_what_is_asked_for_at_once_shares_what_there_is() -> None:
 def test_a_host_that_did_not_answer_gets_nothing_while_there_is_another() -> None:
     making, seen = Making(), view(hosts=("h1", "h2"))
     assert making.place(seen, wish("a1"), {}).host == "h1"
-    assert making.shun("a1")
+    assert making.shun("a1") == "h1"
     assert making.place(seen, wish("a1"), {}).host == "h2"
-    assert making.shun("a1")
+    assert making.shun("a1") == "h2"
     assert making.place(seen, wish("a1"), {}).host == "h1"
-    assert not making.shun("a1"), "who has tried all must give up"
+
+
+def test_a_host_that_is_not_reached_is_given_up_by_each_of_two_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    making, seen, tried = Making(), view(hosts=("h1", "h2")), []
+
+    def make_somewhere(_call: Any, seen: View, wish: CreateWish, *_: Any) -> str:
+        host = making.place(seen, wish, {}).host
+        tried.append(host)
+        if host == "h1":
+            making.shun(wish.name)  # as the other one has done meanwhile
+            raise arpanet.EngineAway("h1 is not reached")
+        return "made"
+
+    monkeypatch.setattr(arpanet, "make_somewhere", make_somewhere)
+    node = types.SimpleNamespace(making=making, lease_id=lambda: 1)
+    call: Any = types.SimpleNamespace(node=node, view_for_change=lambda: seen)
+    made: Any = arpanet.make_container(call, seen, wish("a1"), {})
+    assert (made, tried) == ("made", ["h1", "h2"])
+    alone = view(hosts=("h1",))
+    call.view_for_change = lambda: alone
+    with pytest.raises(arpanet.EngineAway):
+        arpanet.make_container(call, alone, wish("b1"), {})
+    assert tried[2:] == ["h1", "h1"], "who has tried all must give up"
 
 
 def test_a_host_whose_engine_is_silent_gets_nothing() -> None:
