@@ -11059,6 +11059,7 @@ class Publisher:
         self._node, self._engine, self._stop = node, engine, stop
         self._host = node.settings.hostname
         self._own: dict[str, Published] = {}  # each id is touched by its own thread alone
+        self._gone: Recent[int] = Recent()  # id: revision since which the mesh has nothing of it
         self._waiting: dict[str, futures.Future[int]] = {}
         self._lock = threading.Lock()  # guards _waiting
         self._queues: list[queue.SimpleQueue[tuple[str, float]]] = [
@@ -11093,7 +11094,7 @@ class Publisher:
 
     def publish_all(self) -> None:
         """Bring the mesh up to date with the engine's containers. Raises EngineDown, MeshDown."""
-        view = self._node.sync_view()
+        view, self._gone = self._node.sync_view(), Recent()  # an engine's disk may be an older one
         ids = {c["Id"] for c in list_engine(self._engine)}
         ids |= {c.id for c in view.containers.values() if c.host == self._host}
         ids |= {e.id for e in view.names.values() if e.host == self._host and e.id}
@@ -11124,9 +11125,14 @@ class Publisher:
 
     def _publish(self, container_id: str) -> int:
         chore = self._node.view.chores.get(f"{self._host}/{container_id}")
-        found = inspect_engine(self._engine, container_id)
-        if found is None or (chore and chore.verb == "remove"):  # another has taken its place
+        if chore and chore.verb == "remove":  # another has taken its place
             return self._forget(container_id)
+        gone = self._gone.get(container_id) or 0  # an id is never given again
+        found = None if gone else inspect_engine(self._engine, container_id)
+        if found is None:
+            gone = self._forget(container_id, gone)
+            self._gone.put(container_id, gone)
+            return gone
         record = dump_json(found)
         own = self._own.get(container_id)
         naming = self._naming(container_of(self._host, container_id, found))
@@ -11141,14 +11147,19 @@ class Publisher:
             revision = max(revision, self._remove([own.name], container_id, []))
         return revision
 
-    def _forget(self, container_id: str) -> int:
-        """Take a container that is gone out of the mesh, and let its name go."""
-        view = self._node.view
+    def _forget(self, container_id: str, since: int = 0) -> int:
+        """Take a container that is gone out of the mesh, and let its name go.
+
+        since: the revision at which that was done before, if it was; there may be a new name.
+        """
+        view = self._node.wait_view(since)
         known = self._own.get(container_id) or view.containers.get(container_id)
         names = {n for n, e in view.names.items() if e.id == container_id and e.host == self._host}
-        rows = [key_of("containers", self._host, container_id)]
+        rows = [key_of("containers", self._host, container_id)] if known or not since else []
         if container_id in view.recipes:
             rows.append(key_of("recipes", container_id))
+        if not (names or rows):
+            return since
         revision = self._remove(names | ({known.name} if known else set()), container_id, rows)
         self._own.pop(container_id, None)
         return revision

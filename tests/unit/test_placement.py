@@ -6,8 +6,11 @@ import dataclasses
 import random
 import sys
 import threading
+import types
+from collections.abc import Sequence
 from typing import Any
 
+import docker
 import pytest
 from builders import HOSTS, container, host, id_of, view, wish
 from hypothesis import given
@@ -771,3 +774,42 @@ def test_a_name_that_its_slave_takes_over_still_says_what_the_container_takes() 
     assert naming
     seen = apply_changes(View(), 8, [Change("/arpanet/names/web", naming[1].value)])
     assert seen.names["web"] == NameEntry("h1", made.id, made.needs)
+
+
+class GoneEngine:
+    """An engine that has no container, and a mesh that counts how often it is written."""
+
+    def __init__(self) -> None:
+        self.looks = self.commits = 0
+        self.name = b""
+
+    def inspect_container(self, _container_id: str) -> None:
+        self.looks += 1
+        raise docker.errors.NotFound("no such container")
+
+    def read_revision(self, _timeout_s: float | None = None) -> int:
+        return 8
+
+    def read(self, key: str) -> Entry | None:
+        return Entry(key, self.name, 1, 7, 7, 0) if self.name else None
+
+    def commit(self, _checks: object, _puts: object, deletes: Sequence[str]) -> int:
+        self.commits += 1
+        self.deleted = list(deletes)
+        return 8
+
+
+def test_a_container_that_is_gone_is_taken_out_of_the_mesh_once_and_a_later_name_of_it_too() -> (
+    None
+):
+    made, there = container("web"), GoneEngine()
+    node = Node(read_settings({}, {}, {}, "h1", "slave"), there, threading.Event())  # type: ignore[arg-type]
+    node.view = View(revision=8)
+    publisher = Publisher(node, there, node.stop)
+    assert [publisher._publish(made.id) for _ in range(3)] == [8, 8, 8]
+    assert (there.looks, there.commits) == (1, 1)
+    there.name = name_row("h1", made.id, made.needs)
+    node.view = apply_changes(node.view, 9, [Change("/arpanet/names/web", there.name)])
+    publisher._publish(made.id)
+    assert there.deleted == ["/arpanet/names/web"]
+    assert (there.looks, there.commits) == (1, 2)
