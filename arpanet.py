@@ -12076,7 +12076,8 @@ def open_mesh(
 PING_EVERY_S, PING_S = 0.3, 0.6
 FIND_S = 3.0
 OWN_S = 0.5  # for this machine's own master, before the others
-MUTE_S = 1.5  # of a master, while another answers; then what waits for it is ended
+# of a master, while another answers: then what waits for it is ended; to lose one SYN takes 1 s
+MUTE_S = 1.2
 
 
 class MasterPing:

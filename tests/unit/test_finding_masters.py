@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from lab import SLOW
 
 import arpanet
 from arpanet import Busy, HostPort, MasterPing, Tunnels, dump_json, race_masters
@@ -64,7 +65,10 @@ def test_the_first_that_answers_is_taken_and_one_with_a_majority_before_others(
     assert time.monotonic() - began < 15, "it waited for the one that hangs"
 
 
-def test_a_ping_ranks_a_master(masters: dict[str, HostPort]) -> None:
+def test_a_ping_ranks_a_master(
+    masters: dict[str, HostPort], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arpanet, "MUTE_S", 2.0 * SLOW)
     pings = {kind: MasterPing(master) for kind, master in masters.items()}
     told = {kind: ping.ask() for kind, ping in pings.items()}
     ranks = {kind: ping.rank for kind, ping in pings.items()}
@@ -76,23 +80,30 @@ def test_a_ping_ranks_a_master(masters: dict[str, HostPort]) -> None:
 @pytest.mark.parametrize(
     ("rank", "silent_s", "others", "lost"),
     [
-        (2, 1.6, [(0, 0.3)], True),
-        (2, 1.6, [(2, 0.3), (1, 0.7)], True),
-        (2, 1.4, [(0, 0.3)], False),  # for a moment only
-        (0, 1.6, [(0, 0.3)], False),  # it is being asked; its last answer was good
-        (2, 1.6, [(0, 1.5)], False),  # nobody answers: it is our own cable, or we stood still
-        (2, 1.6, [(2, 0.3)], False),  # of another arpanet
+        (2, 1.3, [(0, 0.3)], True),
+        (2, 1.3, [(2, 0.3), (1, 0.6)], True),
+        (2, 1.1, [(0, 0.3)], False),  # for a moment only
+        (0, 1.3, [(0, 0.3)], False),  # it is being asked; its last answer was good
+        (2, 1.3, [(0, 1.2)], False),  # nobody answers: it is our own cable, or we stood still
+        (2, 1.3, [(2, 0.3)], False),  # of another arpanet
         (2, 60.0, [], False),
     ],
 )
 def test_a_master_is_lost_when_it_is_silent_and_another_has_answered_since(
-    rank: int, silent_s: float, others: list[tuple[int, float]], lost: bool
+    rank: int,
+    silent_s: float,
+    others: list[tuple[int, float]],
+    lost: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The times are of a MUTE_S of 1.2 s."""
+
     def ping(rank: int, silent_s: float) -> MasterPing:
         made = MasterPing(HostPort("127.0.0.2", PORT))
-        made.rank, made.heard_at = rank, made.heard_at - silent_s
+        made.rank, made.heard_at = rank, made.heard_at - 100 * silent_s
         return made
 
+    monkeypatch.setattr(arpanet, "MUTE_S", 120.0)  # a stall of the test is nothing beside it
     asked = ping(rank, silent_s)
     assert asked.is_lost([asked, *(ping(*other) for other in others)]) is lost
 
