@@ -12517,8 +12517,9 @@ class Master:
             answers = dial_all(h.agent for h in self.node.view.living_hosts() if h.ip in ips)
             missed = {agent: missed.get(agent, 0) + 1 for agent, why in answers.items() if why}
             for agent, times in missed.items():
-                if times >= MISSES:
+                if times == MISSES:
                     log.warning("the agent at %s is not reached; what waits for it is ended", agent)
+                if times >= MISSES:
                     self.node.tunnels.cut(agent.host)
                     self.pump.cut(agent.host)
 
