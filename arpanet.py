@@ -17,6 +17,7 @@ Threads (name, what it owns, what ends it):
     lobby        the clients of the Docker API that have not asked yet; stop
     api-N        a client's requests that follow each other closely; the replies
     reach        whether the agents that this master waits for are reached; stop
+    claims       the claims that came to nothing, or are over; stop
     hangup       the clients that wait for a stream, to tell when one goes; stop
     ask-HOST     one question to one host, when several are asked at once; the answer
     merge-HOST   one host's part of a merged stream; the end of the stream
@@ -2144,6 +2145,18 @@ def decide_names(view: View, host: str) -> list[Container]:
     ]
 
 
+def decide_leftovers(view: View, given_up: Iterable[tuple[str, bytes]]) -> dict[str, set[bytes]]:
+    """Return the keys where one of the claims that were given up may be, each with their values."""
+    found = dict[str, set[bytes]]()
+    for key, value in given_up:
+        table, _, name = key.removeprefix(PREFIX).partition("/")
+        holder = view.names.get(name) if table == "names" else None
+        pin = view.volumes.get(name) if table == "volumes" else None
+        if (holder and not holder.id) or (pin and not pin.settled):
+            found.setdefault(key, set()).add(value)
+    return found
+
+
 def list_conflicts(view: View, host: str = "") -> list[str]:
     """Return a sentence for each container, of a host or of all, that cannot have its name."""
     found = []
@@ -3638,6 +3651,7 @@ class Claim(NamedTuple):
 
     key: str
     revision: int
+    value: bytes = b""
 
 
 class Check(NamedTuple):
@@ -3826,10 +3840,12 @@ class Transaction:
 
     Each key that is written or deleted also gets a guard: nobody changed it since `seen`, the
     newest revision this process knew when it began. So a try that was given up on, and arrives
-    late, changes nothing once a later one went through. A guard that fails where the checks
-    hold is no answer: the next try knows the newer revision. After a lost answer, finding its own
-    values with one mod_revision (or its keys deleted) means that the lost try did it; values
-    must therefore be unique to the caller where the checks are to decide a race.
+    late, changes nothing once a later one went through; unless its key was deleted since, which
+    leaves nothing to compare: a claim of that kind is deleted when it is seen (Node.give_up). A
+    guard that fails where the checks hold is no answer: the next try knows the newer revision.
+    After a lost answer, finding its own values with one mod_revision (or its keys deleted) means
+    that the lost try did it; values must therefore be unique to the caller where the checks are
+    to decide a race.
     Source: etcd Txn; mod_revision and create_revision of an absent key are 0.
     """
 
@@ -4280,10 +4296,10 @@ class Mesh(Masters):
         """
         outcome = self._transact([Check(key, create_revision=0)], [Put(key, value, lease)], [])
         if outcome.done:
-            return Claim(key, outcome.revision)
+            return Claim(key, outcome.revision, value)
         found = outcome.found.get(key)
         if found and found.value == value:
-            return Claim(key, found.create_revision)
+            return Claim(key, found.create_revision, value)
         return None
 
     def claim_all(self, values: Mapping[str, bytes], lease: int = 0) -> bool:
@@ -5137,6 +5153,7 @@ class Node:
         self.pull_hosts: Recent[str] = Recent(1000)  # its image_name(): host that a create waits on
         self.settled: Recent[ImageEntry] = Recent()  # "HOST NAME": what the name was seen to mean
         self.making = Making()
+        self.given_up: Recent[tuple[str, bytes]] = Recent(1000)  # claims: their keys and values
         self.tunnels = Tunnels()
         self.answers = Answers()
         self._revision = SharedRead(mesh.read_revision)
@@ -5154,6 +5171,10 @@ class Node:
     def policy(self) -> Policy:
         """Return how this master places."""
         return Policy(self.settings.strategy, self.settings.overcommit)
+
+    def give_up(self, key: str, value: bytes) -> None:
+        """Have a claim deleted should it be there, now or later: tries of it may come late."""
+        self.given_up.put(f"{key} {value!r}", (key, value))
 
     def lease_id(self) -> int:
         """Return this process's lease. Raises MeshDown while it has none."""
@@ -7276,7 +7297,12 @@ def claim_name(call: Call, name: str, host: str, needs: Needs = NOTHING) -> Clai
         raise name_taken(name, unclaimed[0])
     token = secrets.token_hex(8)
     value = name_row(host, "", needs, token=token)
-    claim = node.mesh.claim(key_of("names", name), value, lease=node.lease_id())
+    key, claim = key_of("names", name), None
+    try:
+        claim = node.mesh.claim(key, value, lease=node.lease_id())
+    finally:
+        if claim is None:
+            node.give_up(key, value)
     if claim is None:
         entry = node.sync_view().names.get(name)
         raise name_taken(name, entry.id if entry and entry.id else "that is being created")
@@ -7291,6 +7317,7 @@ def keep_name(
     needs: still said, for the container may not be in everybody's view yet.
     """
     node.mesh.write(claim.key, name_row(host, container_id, needs), fence=claim)
+    node.give_up(claim.key, claim.value)
 
 
 def invent_name(view: View) -> str:
@@ -7374,12 +7401,12 @@ def make_somewhere(
     Raises EngineAway when the host was not reached. After Unsure the name stays reserved a while.
     """
     with contextlib.ExitStack() as undo:
-        placed, claim = place_create(call, view, wish, undo)
-        host = placed.host
+        placed = place_create(call, view, wish, undo)
+        host = placed.placement.host
         try:
-            made = make_on(call, view, wish, body, placed, links)
+            made = make_on(call, view, wish, body, placed.placement, links)
             recipe = Recipe(host, call.query_text, body) if wish.reschedule else None
-            keep_created(call, claim, wish, host, made["Id"], recipe)
+            keep_created(call, placed, wish, made["Id"], recipe)
         except Unsure:
             undo.close()
             reserve_name(call.node, wish.name, host)
@@ -7424,7 +7451,8 @@ def name_resolvers(node: Node, view: View, wish: CreateWish, host: str) -> list[
 
 
 def let_go(node: Node, claim: Claim) -> None:
-    """Give up a claim; if that fails, our lease ends it."""
+    """Give up a claim; if that fails, it is done later."""
+    node.give_up(claim.key, claim.value)
     with contextlib.suppress(MeshDown, Unsure):
         node.mesh.delete(claim.key, fence=claim)
 
@@ -7445,10 +7473,11 @@ TakeName = Callable[[Call, str, str, Needs], Claim]
 
 
 class Placed(NamedTuple):
-    """A container's place, and the claim on its name that keeps it."""
+    """A container's place, the claim on its name that keeps it, and those on new volumes."""
 
     placement: Placement
     claim: Claim
+    volumes: Mapping[str, bytes]  # key: value
 
 
 def place_create(
@@ -7466,15 +7495,16 @@ def place_create(
     for _ in range(PLACE_TRIES):
         pins, images = pins_of(view, wish), images_of(view, wish)
         placed = node.making.place(view, wish, pins, images, node.policy)
+        volumes = volume_rows(view, wish, placed.host)
         with contextlib.ExitStack() as attempt:
-            if claim_volumes(node, view, wish, placed.host, attempt):
+            if claim_volumes(node, volumes, attempt):
                 claim = take(call, wish.name, placed.host, wish.needs)
                 attempt.callback(let_go, node, claim)
                 if not any(wish.needs) or not has_room(
                     node.wait_view(claim.revision), wish, placed.host, claim.revision, node.policy
                 ):
                     undo.enter_context(attempt.pop_all())
-                    return Placed(placed, claim)
+                    return Placed(placed, claim, volumes)
         view = node.sync_view()  # somebody else was first
     raise NoRoom(f"others take at this moment what {wish.name} asks for; try again")
 
@@ -7482,16 +7512,23 @@ def place_create(
 PLACE_TRIES = 5
 
 
-def claim_volumes(
-    node: Node, view: View, wish: CreateWish, host: str, undo: contextlib.ExitStack
-) -> bool:
-    """Claim the new volumes of a wish for a host until they are settled; say whether."""
+def volume_rows(view: View, wish: CreateWish, host: str) -> dict[str, bytes]:
+    """Return what claims the new volumes of a wish for a host, until they are settled."""
     value = dump_json({"host": host, "token": secrets.token_hex(8)})
-    rows = {key_of("volumes", v): value for v in wish.volumes if v not in view.volumes}
-    if rows and not node.mesh.claim_all(rows, lease=node.lease_id()):
-        return False
-    undo.callback(let_volumes_go, node, rows)
-    return True
+    return {key_of("volumes", v): value for v in wish.volumes if v not in view.volumes}
+
+
+def claim_volumes(node: Node, rows: Mapping[str, bytes], undo: contextlib.ExitStack) -> bool:
+    """Claim new volumes; say whether all are ours."""
+    claimed = False
+    try:
+        claimed = not rows or node.mesh.claim_all(rows, lease=node.lease_id())
+    finally:
+        if claimed:
+            undo.callback(let_volumes_go, node, rows)
+        else:
+            give_up_all(node, rows)
+    return claimed
 
 
 def images_of(view: View, wish: CreateWish) -> dict[str, set[str]]:
@@ -7508,10 +7545,17 @@ def images_of(view: View, wish: CreateWish) -> dict[str, set[str]]:
 
 
 def let_volumes_go(node: Node, rows: Mapping[str, bytes]) -> None:
-    """Give up volumes that nobody settled meanwhile; if that fails, our lease ends them."""
+    """Give up volumes that nobody settled meanwhile; if that fails, it is done later."""
+    give_up_all(node, rows)
     with contextlib.suppress(MeshDown, Unsure):
         for key, value in rows.items():
             node.mesh.delete(key, value=value)
+
+
+def give_up_all(node: Node, rows: Mapping[str, bytes]) -> None:
+    """Have the claims on these keys deleted, whenever they appear."""
+    for key, value in rows.items():
+        node.give_up(key, value)
 
 
 def describe_links(
@@ -7653,23 +7697,26 @@ def counted(blocks: Iterable[bytes], note: Callable[[int], object]) -> Iterator[
 
 
 def keep_created(
-    call: Call, claim: Claim, wish: CreateWish, host: str, container_id: str, recipe: Recipe | None
+    call: Call, placed: Placed, wish: CreateWish, container_id: str, recipe: Recipe | None
 ) -> None:
     """Give a new container its name and volumes for good; undo the create when that fails.
 
     Its host's slave writes the name together with the container; without a slave we do.
     """
-    node = call.node
+    node, host, claim = call.node, placed.placement.host, placed.claim
     try:
         if recipe:
             node.mesh.write(key_of("recipes", container_id), dump_json(recipe._asdict()))
         for volume in wish.volumes:
             if not node.view.volumes.get(volume, VolumePin(host, settled=False)).settled:
                 node.mesh.write(key_of("volumes", volume), dump_json({"host": host}))
+        give_up_all(node, placed.volumes)
         publish(node, host, container_id)
         held = node.view.names.get(wish.name)
         if held is None or (held.host, held.id) != (host, container_id):
             keep_name(node, claim, host, container_id, wish.needs)
+        else:
+            node.give_up(claim.key, claim.value)
     except (LostClaim, MeshDown) as e:
         engine = node.require_engine(node.view, host)
         with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
@@ -7739,7 +7786,7 @@ class Mover:
             raise Conflict(f"{old.full_name} does not hold its name any more")
         view = node.sync_view()
         self._running = has_run(view, old)
-        placed, claim = place_create(call, view, self._wish, undo, self._claim)
+        placed, claim, _ = place_create(call, view, self._wish, undo, self._claim)
         self._checks = [
             Check(entry.key, mod_revision=entry.mod_revision),
             Check(claim.key, create_revision=claim.revision),
@@ -12429,6 +12476,7 @@ class Master:
         self._ending.callback(self._halt.set)
         spawn("hangup", self.hangups.run, self._halt)
         spawn("reach", self._watch_agents, self._halt)
+        spawn("claims", self._drop_claims, self._halt)
         spawn("lobby", self.lobby.run, self._halt)
         for address in addresses:
             endpoint = HostPort(address, settings.api_port)
@@ -12522,6 +12570,20 @@ class Master:
                 if times >= MISSES:
                     self.node.tunnels.cut(agent.host)
                     self.pump.cut(agent.host)
+
+    def _drop_claims(self) -> None:
+        """Delete the claims that came to nothing or are over: one may come late. Thread: claims.
+
+        An etcd that stood still does what it was asked before, though another has done it since.
+        """
+        mesh = self.node.mesh
+        while not self._halt.wait(STEP_S):
+            claims = decide_leftovers(self.node.view, self.node.given_up.values())
+            with contextlib.suppress(MeshDown, Unsure):
+                for key, values in claims.items():
+                    found = mesh.read(key)
+                    if found and found.value in values and mesh.delete(key, value=found.value):
+                        log.info("deleted %s, which was claimed for nothing", key)
 
     def report(self) -> dict[str, Any]:
         """Return what master status shows. Thread: api-N."""

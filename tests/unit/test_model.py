@@ -22,6 +22,7 @@ from arpanet import (
     View,
     VolumePin,
     apply_changes,
+    decide_leftovers,
     find_container,
     human_age,
     list_containers,
@@ -117,6 +118,20 @@ def test_a_row_that_cannot_be_read_is_left_out(key: str, value: bytes) -> None:
 def test_a_volume_is_settled_once_the_token_of_its_create_is_gone() -> None:
     claimed = apply_changes(View(), 1, [put("volumes/v", {"host": "h1", "token": "x"})])
     assert claimed.volumes == {"v": VolumePin("h1", settled=False)}
+
+
+def test_claims_that_were_given_up_are_left_over_only_while_they_may_be_there() -> None:
+    pending, pin = {"host": "h1", "id": "", "token": "x"}, {"host": "h1", "token": "x"}
+    rows = [
+        put("names/n", pending),
+        put("volumes/v", pin),
+        put("names/held", {**pending, "id": "c"}),
+    ]
+    view = apply_changes(View(), 1, [*rows, put("volumes/kept", {"host": "h1"})])
+    keys = ["names/n", "volumes/v", "names/held", "volumes/kept", "names/v", "volumes/n", "moves/n"]
+    given_up = [(f"/arpanet/{key}", value) for key in keys for value in (b"x", b"y")]
+    found = {"/arpanet/names/n": {b"x", b"y"}, "/arpanet/volumes/v": {b"x", b"y"}}
+    assert decide_leftovers(view, given_up) == found
 
 
 @pytest.mark.parametrize("label", ["", "x", "5", "[5]", '[["a"]]', '{"a": 1}', '[["a","b","c",1]]'])
