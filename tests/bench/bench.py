@@ -1,6 +1,6 @@
 """bench: arpanet against what people would use instead, in one run on one machine (Linux, root).
 
-    sudo tests/bench/run                     # all rows, about 12 minutes
+    sudo tests/bench/run                     # all rows, about ten minutes
     sudo tests/bench/run --row link-bulk-1   # one row, or several: the flag may be given again
     sudo tests/bench/run --list              # the rows
     sudo tests/bench/run --quick --json      # fewer and shorter samples; for machines
