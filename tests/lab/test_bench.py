@@ -7,14 +7,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from lab import Lab
+from lab import SLOW, Lab
 
 BENCH = Path(__file__).parents[1] / "bench" / "run"
 
 
 def bench(*words: str) -> str:
     """Return what the benchmarks print."""
-    done = subprocess.run([BENCH, *words], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([BENCH, *words], capture_output=True, text=True, timeout=240 * SLOW)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -41,6 +41,8 @@ def test_one_quick_row_compares_a_link_with_a_peer(net: Lab) -> None:
 
 
 def test_a_row_that_is_not_there_is_said() -> None:
-    done = subprocess.run([BENCH, "--row", "nosuch"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [BENCH, "--row", "nosuch"], capture_output=True, text=True, timeout=60 * SLOW
+    )
     assert done.returncode == 1
     assert "there is no row nosuch; there are: list-1, " in done.stderr

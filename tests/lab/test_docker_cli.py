@@ -19,13 +19,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from lab import PATH, Lab, cached_images
+from lab import PATH, SLOW, Lab, cached_images
 
 CLIS = {"docker28": "/usr/local/bin/docker", "docker20": "/usr/bin/docker"}
 
 # What a shell on c1 does with a scenario: each command's output, errors and exit code into files.
 DRIVER = r"""
-docker() { timeout -k 1 40 "$CLI" "$@"; }
+docker() { timeout -k 1 "$MOST_S" "$CLI" "$@"; }
 arpanet_lines="$WORK/lines"
 rm -rf "$WORK/out" "$WORK/cwd"; mkdir -p "$WORK/out" "$WORK/cwd"; cd "$WORK/cwd"
 BEGAN=$(date +%s.%N)
@@ -126,14 +126,14 @@ SCENARIOS = {
     """,
     "stop": """
         docker run -d --name ann busybox sh -c 'trap "exit 3" TERM; trap "exit 5" USR2; while :; do sleep 0.1; done'
-        until docker top ann | grep -q sleep; do :; done
+        until docker top ann -o pid,comm | grep -q 'sleep$'; do :; done
         docker stop ann
         docker stop ann
         docker wait ann
         docker start ann
         docker start ann
         docker restart -t 1 ann
-        until docker top ann | grep -q sleep; do :; done
+        until docker top ann -o pid,comm | grep -q 'sleep$'; do :; done
         docker kill -s USR2 ann
         docker wait ann
         docker kill ann
@@ -247,7 +247,7 @@ SCENARIOS = {
         docker volume rm vv
     """,
     "logs": """
-        docker run --name ann busybox sh -c 'echo 1; echo two >&2; sleep 0.1; echo 3'
+        docker run --name ann busybox sh -c 'echo 1; echo two >&2; sleep 2; echo 3'
         docker logs ann
         docker logs --tail 1 ann
         docker logs --tail 0 ann
@@ -296,7 +296,7 @@ SCENARIOS = {
         docker create -i --name bob busybox cat
         echo hello | docker start -ai bob
         docker start -ai nosuch
-        docker run -d --name cyn busybox sh -c 'sleep 0.7; echo bye; exit 4'
+        docker run -d --name cyn busybox sh -c 'sleep 5; echo bye; exit 4'
         docker attach --no-stdin cyn
         docker run -d --name dan -i busybox sh -c 'read x; echo got $x'
         echo word | docker attach dan >/dev/null
@@ -974,7 +974,7 @@ def talk(lab: Lab, backend: str, cli: str, scenario: str) -> list[Said]:
     lab.client.path(work).mkdir(exist_ok=True)
     lab.client.path(f"{work}/lines").write_text("\n".join(commands) + "\n")
     env = {"DOCKER_HOST": urls[backend], "CLI": CLIS[cli], "WORK": work, "DOCKER_BUILDKIT": "0",
-           "DOCKER_CLI_HINTS": "false"}  # fmt: skip
+           "MOST_S": f"{40 * SLOW:g}", "DOCKER_CLI_HINTS": "false"}  # fmt: skip
     lab.client.run(["sh", "-c", DRIVER], env=env, timeout=300)
     ids: dict[str, str] = {}
     said = []

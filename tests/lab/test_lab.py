@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import eventually, until
 from lab import (
+    SLOW,
     CommandFailed,
     Host,
     Lab,
@@ -73,7 +74,7 @@ def require_ended(processes: list[Process]) -> None:
 
 
 def ping(host: Host, ip: str) -> None:
-    host.run(["busybox", "ping", "-c", "1", "-W", "1", ip], timeout=10)
+    host.run(["busybox", "ping", "-c", "1", "-W", "5", ip], timeout=10)
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -277,7 +278,7 @@ def test_the_lab_of_a_killed_owner_is_cleared_by_the_next_up(lab: Lab) -> None:
 def test_an_owner_that_is_told_to_end_leaves_nothing(sig: signal.Signals) -> None:
     with owner(OTHER) as (process, inside):
         process.send_signal(sig)
-        process.wait(20)
+        process.wait(20 * SLOW)
         require_ended(inside)
         assert leftovers(OTHER) == []
 

@@ -6,15 +6,26 @@ import contextlib
 import json
 import os
 import random
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from subprocess import PIPE
 
 import faults
 import pytest
-from conftest import FAULT_ROW, HOSTS, curl, docker, etcdctl, eventually, output, remove_all, until
+from conftest import (
+    FAULT_ROW,
+    HOSTS,
+    curl,
+    docker,
+    etcdctl,
+    eventually,
+    line_of,
+    output,
+    remove_all,
+    until,
+)
 from faults import (
     FAULTS,
     Client,
@@ -25,10 +36,9 @@ from faults import (
     status,
     wait_well,
 )
-from lab import Lab
+from lab import SLOW, HostProcess, Lab
 
 MINUTES = float(os.environ.get("ARPANET_SOAK") or 0)
-SLOW = float(os.environ.get("ARPANET_TEST_SLOW") or 1)
 FAULT_S, AFTER_S = 4.0, 1.0
 LEASE_S = 10.0
 SOCKET = ["docker", "-H", "unix:///run/arpanet/docker.sock"]
@@ -86,6 +96,11 @@ def run(lab: Lab, name: str, *words: str, image: str = "busybox") -> str:
     return str(inspect(lab, name, "{{.Host.Name}}"))
 
 
+def run_script(lab: Lab, name: str, script: str) -> None:
+    """Run a container of shell commands."""
+    docker(lab, "run", "-d", "--name", name, "busybox", "sh", "-c", script)
+
+
 def inspect(lab: Lab, name: str, form: str, via: str = "h1") -> str:
     return output(lab, "inspect", "-f", form, name, via=via)
 
@@ -137,12 +152,19 @@ if MINUTES:
         while time.monotonic() < ends_at:
             fault, victim = dice.choice(FAULTS), dice.choice(HOSTS)
             row = Trial(working, fault, victim).run(dice.uniform(1, 20), dice.uniform(0, 5))
-            print(row, flush=True)  # noqa: T201
             record_property("fault", str(row))
             clean(working)
 
 
 # ---- masters
+
+
+def list_all(client: Client) -> bool:
+    return client.ask("ps", "")
+
+
+def run_new(client: Client) -> bool:
+    return client.run_one(str(len(client.history)))
 
 
 @pytest.mark.parametrize(
@@ -163,13 +185,15 @@ def test_a_client_finds_a_living_master_within_two_seconds(
         usual[client.label] = time.monotonic() - began
     with lost(working, kind, thing, "h1"):
         for client in clients:
-            began = time.monotonic()
-            assert client.ask("ps", "")
-            assert client.run_one("1")
-            assert client.ask("ps", "")
-            gap_s = longest_gap(client.history, began, time.monotonic())
             # two seconds are promised; others are at work on this machine
-            assert gap_s < (3 + 2 * usual[client.label]) * SLOW, client.history
+            allowed_s = (3 + 2 * usual[client.label]) * SLOW
+            began = time.monotonic()
+            for ask in (list_all, run_new, list_all):
+                # a command that is under way may fail; the gap is what is judged
+                while not ask(client) and time.monotonic() - began < 5 * allowed_s:
+                    pass
+            gap_s = longest_gap(client.history, began, time.monotonic())
+            assert gap_s < allowed_s, "\n".join(["", *map(str, client.history)])
 
 
 @pytest.mark.parametrize(("kind", "thing"), [("pause", "master"), ("cut", "machine")])
@@ -177,25 +201,20 @@ def test_what_waits_for_a_silent_master_is_broken_off_and_told(
     working: Lab, kind: str, thing: str
 ) -> None:
     """Streams, and an answer that is to come; in the end they would wait for h2 to be back."""
-    run(working, "web", image="web")
+    run_script(working, "web", "echo is here; sleep 600")
+    run_script(working, "deaf", "trap 'echo is told' TERM; echo ready; while :; do sleep 0.1; done")
+    until("it is ready", lambda: output(working, "logs", "deaf") == "ready")
     env = {"ARPANET_MASTERS": ",".join(working[name].ip for name in HOSTS)}
     own, follow = ["arpanet", "docker"], ["logs", "-f", "web"]
     with lost(working, "pause", "master", "h1"), lost(working, "pause", "master", "h3"):
-        waiting = [
-            working.client.popen([*via, *words], stderr=subprocess.PIPE, env=env)
-            for via, words in ((SOCKET, follow), (own, follow), (own, ["wait", "web"]))
-        ]
-        seen: list[set[str]] = [set()]
-
-        def lasting() -> bool:
-            seen.append({line.split()[2] for line in sessions(working, "h2")})
-            return len(seen[-1] & seen[-2]) >= len(waiting)
-
-        until("all wait at h2", lasting, 30)
+        waiting = [begin_to_follow(working, [*via, *follow], env) for via in (SOCKET, own)]
+        stop = [*own, "stop", "-t", "600", "deaf"]
+        waiting.append(working.client.popen(stop, stderr=PIPE, env=env))
+        until("it is told", lambda: "is told" in output(working, "logs", "deaf", via="h2"), 30)
     with lost(working, kind, thing, "h2"):
         began = time.monotonic()
         for command in waiting:
-            _, said = command.communicate(timeout=20 * SLOW)
+            _, said = command.communicate(timeout=20)
             assert command.returncode != 0, said
             assert "EOF" in said or "reset" in said, said
             if command is not waiting[0]:
@@ -203,6 +222,17 @@ def test_what_waits_for_a_silent_master_is_broken_off_and_told(
                 assert "may be done or not; see: arpanet docker ps -a" in said, said
         # two seconds are promised; others are at work on this machine
         assert time.monotonic() - began < 6 * SLOW
+
+
+def begin_to_follow(lab: Lab, words: list[str], env: dict[str, str]) -> HostProcess:
+    """Return a command that follows a log and has its first line: it has found a living master."""
+
+    def begin() -> HostProcess:
+        command: HostProcess = lab.client.popen(words, stdout=PIPE, stderr=PIPE, env=env)
+        assert line_of(command) == "is here", command.communicate()
+        return command
+
+    return eventually("it follows", begin)
 
 
 def test_without_quorum_ps_answers_with_a_warning_and_a_change_says_who_is_missing(
@@ -231,9 +261,15 @@ def test_without_quorum_ps_answers_with_a_warning_and_a_change_says_who_is_missi
     assert "try: arpanet master" in done.stderr, done.stderr
     faults.start(working["h2"], "master")
     words = ["run", "-d", "--name", "late", "busybox", "true"]
-    eventually("run works again", lambda: docker(working, *words))
+
+    def run_late() -> None:
+        docker(working, "rm", "-f", "late", check=False)
+        docker(working, *words)
+
+    eventually("run works again", run_late)
     faults.start(working["h3"], "master")
     wait_well(working)
+    until("late has ended", lambda: status_of(working, "late").startswith("Exited"))
     assert listed(working, "h1") == listed(working, "h2") == listed(working, "h3")
 
 
@@ -256,16 +292,16 @@ def test_all_masters_off_and_on_again_in_another_order(
 def test_a_master_that_stops_ends_what_it_has_begun_and_breaks_streams_loudly(
     working: Lab,
 ) -> None:
-    run(working, "web", image="web")
-    host = f"tcp://{working['h2'].ip}:8791"
-    words = ["docker", "-H", host]
-    follow = working.client.popen([*words, "logs", "-f", "web"], stderr=subprocess.PIPE)
-    # sleep ignores SIGTERM as process 1: this takes its 3 s
-    run(working, "slow")
-    stop = working.client.popen([*words, "stop", "-t", "3", "slow"], stderr=subprocess.PIPE)
-    until("both are under way", lambda: len(sessions(working, "h2")) >= 2)
+    run_script(working, "web", "echo is here; sleep 600")
+    run_script(working, "slow", "trap 'echo is told' TERM; echo ready; while :; do sleep 0.1; done")
+    until("it is ready", lambda: output(working, "logs", "slow") == "ready")
+    words = ["docker", "-H", f"tcp://{working['h2'].ip}:8791"]
+    follow = working.client.popen([*words, "logs", "-f", "web"], stdout=PIPE, stderr=PIPE)
+    assert line_of(follow) == "is here"
+    stop = working.client.popen([*words, "stop", "-t", "2", "slow"], stderr=PIPE)
+    until("it is told to stop", lambda: output(working, "logs", "slow") == "ready\nis told")
     working["h2"].run(["arpanet", "master", "stop"])
-    _, said = stop.communicate(timeout=20 * SLOW)
+    _, said = stop.communicate(timeout=20)
     assert stop.returncode == 0, said
     _, said = follow.communicate(timeout=10)
     assert follow.returncode != 0 and said, said
@@ -309,7 +345,7 @@ def test_a_clock_that_jumps_an_hour_and_back_changes_nothing(working: Lab) -> No
         fetch(working, "user")
         with lost(working, "cut", "slave", "h1"):
             words = ["exec", "user", "wget", "-qO-", "http://web:8000/"]
-            done = docker(working, *words, via="h2", check=False, timeout=15 * SLOW)
+            done = docker(working, *words, via="h2", check=False, timeout=15)
             assert done.returncode == 1 and "reset" in done.stderr, done
         until("a lease's time is over", lambda: time.monotonic() > began + LEASE_S, 30)
         assert [h["trouble"] for h in faults.status(working, "h2")["hosts"]] == [""] * 3
@@ -333,15 +369,15 @@ def test_an_engine_that_is_silent_is_said_and_nobody_waits_for_it(working: Lab, 
     via = another(home)
     waits = working.client.popen(
         ["docker", "-H", f"tcp://{working[via].ip}:8791", "wait", "inn"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=PIPE, stderr=PIPE,
     )  # fmt: skip
     with lost(working, kind, "engine", home):
         wanted = "Host Down (engine)"
         until("ps says so", lambda: status_of(working, "inn", via) == wanted, 15)
-        out, err = waits.communicate(timeout=10 * SLOW)
+        out, err = waits.communicate(timeout=10)
         assert waits.returncode != 0, (out, err)
         for words in (["stop", "inn"], ["logs", "inn"], ["exec", "inn", "true"]):
-            done = docker(working, *words, via=via, check=False, timeout=10 * SLOW)
+            done = docker(working, *words, via=via, check=False, timeout=10)
             assert done.returncode != 0
             assert "no Docker Engine answers" in done.stderr, done.stderr
         for number in range(2):
@@ -361,22 +397,23 @@ def test_nobody_waits_for_a_host_that_lives_and_is_not_reached(working: Lab) -> 
     """Its slave keeps its lease, so that no other rule ends what waits for it."""
     master, h3 = f"tcp://{working['h1'].ip}:8791", working["h3"]
     run(working, "web", "-e", "ARPANET_HOST=h3", image="web")
-    waiting = working.client.popen(["docker", "-H", master, "wait", "web"], stderr=subprocess.PIPE)
+    waiting = working.client.popen(["docker", "-H", master, "wait", "web"], stderr=PIPE)
     until("it waits", lambda: len(sessions(working, "h1")) > 0)
     inspect(working, "web", "{{.Id}}")  # which leaves a connection for the next request
     filter_ports(h3, "slave", "-I")
     try:
         words = ["docker", "-H", master, "kill", "web"]
-        done = working.client.run(words, check=False, timeout=30 * SLOW)
+        done = working.client.run(words, check=False, timeout=30)
         assert "the engine on h3" in done.stderr
-        _, said = waiting.communicate(timeout=30 * SLOW)
+        _, said = waiting.communicate(timeout=30)
         assert waiting.returncode != 0, said
         assert [row["alive"] for row in status(working, "h1")["hosts"]] == [True] * 3
     finally:
         filter_ports(h3, "slave", "-D")
         waiting.kill()
         waiting.communicate()
-    docker(working, "kill", "web")
+    docker(working, "kill", "web", check=False)  # the first one may have come through by now
+    until("it is killed", lambda: status_of(working, "web").startswith("Exited"))
 
 
 def test_what_is_done_on_an_engine_directly_is_followed(working: Lab) -> None:
@@ -385,7 +422,7 @@ def test_what_is_done_on_an_engine_directly_is_followed(working: Lab) -> None:
     until("it is listed", lambda: "made@h2" in output(working, "ps", "--format", "{{.Names}}"))
     engine.run(["docker", "rename", "made", "renamed"])
     until("its name", lambda: output(working, "ps", "--format", "{{.Names}}") == "renamed@h2")
-    run(working, "made")
+    eventually("its first name is free", lambda: run(working, "made"))
     engine.run(["docker", "rm", "-f", "renamed"])
     until("it is gone", lambda: "renamed" not in output(working, "ps", "-a"))
     run(working, "renamed")
@@ -402,12 +439,12 @@ def test_a_slave_comes_back_and_containers_never_notice(working: Lab, kind: str)
     home = run(working, "web", image="web")
     user = run(working, "user", "--link", "web")
     assert home != user
-    fetch(working, "user")
+    eventually("the web server listens", lambda: fetch(working, "user"))
     before = [inspect(working, name, "{{.State.StartedAt}}") for name in ("web", "user")]
     for name in (home, user):
         with lost(working, kind, "slave", name):
             pass
-        eventually("the link works", lambda: fetch(working, "user"), 1 * SLOW + 2)
+        eventually("the link works", lambda: fetch(working, "user"), 3)
     assert before == [inspect(working, name, "{{.State.StartedAt}}") for name in ("web", "user")]
 
 
@@ -417,7 +454,7 @@ def test_a_host_that_dies_is_listed_as_down_and_keeps_what_is_its_own(working: L
     user = run(working, "user", "--link", "web")
     via = another(home)
     to_via = ["docker", "-H", f"tcp://{working[via].ip}:8791"]
-    logs = working.client.popen([*to_via, "logs", "-f", "web"], stderr=subprocess.PIPE)
+    logs = working.client.popen([*to_via, "logs", "-f", "web"], stderr=PIPE)
     words = ["exec", "-d", "user", "sh", "-c", "sleep 600 | nc web 8000"]
     docker(working, *words)
 
@@ -434,7 +471,7 @@ def test_a_host_that_dies_is_listed_as_down_and_keeps_what_is_its_own(working: L
     with lost(working, "cut", "machine", home):
         down = lambda: status_of(working, "web", via) == "Host Down"  # noqa: E731
         until("it is listed as down", down, 15)
-        _, said = logs.communicate(timeout=5 * SLOW)
+        _, said = logs.communicate(timeout=5)
         assert logs.returncode != 0 and said, "the stream broke in silence"
         until("the link is cut", lambda: not in_use())
         done = docker(working, "run", "--name", "web", "web", via=via, check=False)
@@ -442,7 +479,7 @@ def test_a_host_that_dies_is_listed_as_down_and_keeps_what_is_its_own(working: L
         words = ["run", "--rm", "--name", "new", "-v", f"{volume}:/d", "busybox", "true"]
         done = docker(working, *words, via=via, check=False)
         assert done.returncode == 125 and f"volume {volume} is on {home}" in done.stderr, done
-    until("it is back", lambda: status_of(working, "web", via).startswith("Up"), 20)
+    until("it is back", lambda: status_of(working, "web", via).startswith("Up"), 30)
 
 
 def test_a_host_that_returns_with_a_name_that_is_taken_keeps_it_if_it_is_the_older(
@@ -466,7 +503,7 @@ def test_a_host_that_returns_with_a_name_that_is_taken_keeps_it_if_it_is_the_old
     assert inspect(working, shown, "{{.Id}} {{.Name}}") == f"{new} /{shown}"
     done = working[via].run(["arpanet", "master", "status"], check=False)
     assert f"is shown as {shown}: web@{home} is older and keeps the name" in done.stderr
-    log = (working[other].logs / "slave.log").read_text()
-    assert f"is shown as {shown}" in log
+    log = working[other].logs / "slave.log"
+    until("it is logged", lambda: f"is shown as {shown}" in log.read_text())
     docker(working, "rm", "-f", "web")
     until("the name is the other's", lambda: output(working, *list_names) == f"web@{other}")

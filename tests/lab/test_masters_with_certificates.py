@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import until
+from lab import SLOW
 from tls import Authority, put
 
 import arpanet
@@ -104,14 +105,13 @@ def masters(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.mark.usefixtures("own")
 def test_masters_with_certificates_are_one_cluster(masters: list[Machine], tmp_path: Path) -> None:
-    rows = masters[2].etcd.status()
-    assert [row.answers and not row.learner for row in rows] == [True] * 3
+    until("all are masters", lambda: is_cluster(masters[2]))
     stop = threading.Event()
     mesh = Mesh([masters[0].place.client], stop=stop)
     try:
         revision = mesh.write("/arpanet/test/a", b"{}")
         near = NearRevision(HostPort(masters[1].ip, CLIENT_PORT))
-        assert near.read(mesh.cluster_id) >= revision
+        until("it is asked", lambda: near.read(mesh.cluster_id) >= revision)
         near.close()
     finally:
         stop.set()
@@ -179,24 +179,34 @@ def test_a_machine_of_another_address_or_kind_is_no_peer(
         connection.close()
 
 
+def is_cluster(machine: Machine) -> bool:
+    """Return whether a master says that there are three, and each answers."""
+    return [r.answers and not r.learner for r in machine.etcd.status()] == [True] * 3
+
+
 def test_why_an_etcd_is_not_understood_is_said(
-    masters: list[Machine], strangers: dict[str, Path], own: Identity, certificate: Path
+    masters: list[Machine],
+    strangers: dict[str, Path],
+    own: Identity,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(arpanet, "STATUS_S", 10.0 * SLOW)
     client = masters[0].place.client
     use_identity(None)
     with pytest.raises(GatewayDown, match="without a word; it may want TLS"):
-        ask_gateway(client, "maintenance/status")
+        arpanet.fetch_status(client)
     refused = "it refuses this machine's certificate|it ended TLS without a word"
     use_identity(Identity(files_of(strangers["expired"])))
     with pytest.raises(GatewayDown, match=refused):
-        ask_gateway(client, "maintenance/status")
+        arpanet.fetch_status(client)
     use_identity(own)
     with http_server(IPS[0]) as port, pytest.raises(GatewayDown, match="it does not speak TLS"):
-        ask_gateway(f"{IPS[0]}:{port}", "maintenance/status")
+        arpanet.fetch_status(f"{IPS[0]}:{port}")
     foreign = Authority("others").issue(certificate.parent / "foreign", "h1", ("h1",), (IPS[0],))
     use_identity(Identity(own.paths._replace(ca=str(foreign / "ca.pem"))))
     with pytest.raises(GatewayDown, match="its certificate is not to be trusted: unable to get"):
-        ask_gateway(client, "maintenance/status")
+        arpanet.fetch_status(client)
 
 
 @contextlib.contextmanager
@@ -282,8 +292,8 @@ def test_only_one_master_at_a_time_starts_its_etcd_anew(
     assert [m.etcd.child.pid for m in masters] == pids
     end_turn(client, lease)
     masters[2].etcd.stop()
-    said = masters[0].etcd.step()
-    assert said == "other authorities are trusted now; waiting for h3 to answer"
+    said = "other authorities are trusted now; waiting for h3 to answer"
+    until("it is said", lambda: masters[0].etcd.step() == said)
     masters[2].restart_process()
     assert masters[2].etcd.resume()
     until("all trust them", lambda: step_all(masters), 60)
@@ -296,7 +306,7 @@ def test_an_etcd_that_does_not_understand_us_is_started_anew_at_once(
     following = Authority("machines, all at once")
     following.issue_machine(certificate, "h1", *IPS)  # all of it at once: nobody is understood
     until("all trust them", lambda: step_all(masters), 90)
-    assert [row.answers for row in masters[0].etcd.status()] == [True] * 3
+    until("all are masters", lambda: is_cluster(masters[0]))
 
 
 def test_an_arpanet_goes_from_the_clear_to_certificates(

@@ -72,7 +72,7 @@ def test_a_container_is_moved_with_its_name_and_its_links(moving: Lab) -> None:
     docker(moving, *RUN, "--name", "web0", *wishes, "--network", "shop",
            "--network-alias", "shopfront", "web")  # fmt: skip
     docker(moving, *RUN, "--name", "user@h1", "--link", "web0:db", *SLEEP)
-    output(moving, *FETCH)
+    eventually("the link leads to web0", lambda: output(moving, *FETCH))
     try:
         assert "web0 is on h3 now; it was on h2" in move(moving, "web0", "h3")
         assert output(moving, "ps", "-aq", via="h2").count("\n") == 1, "the old one is not listed"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 
-from conftest import HOSTS, docker, output
+from conftest import HOSTS, docker, eventually, output
 from lab import Lab
 
 
 def test_status_lists_three_masters_and_three_hosts(net: Lab) -> None:
-    done = net["h2"].run(["arpanet", "master", "status", "--json"])
-    report = json.loads(done.stdout)
-    assert sorted(m["name"] for m in report["masters"]) == list(HOSTS)
-    assert [m["leader"] for m in report["masters"]].count(True) == 1
-    assert [(h["name"], h["alive"]) for h in report["hosts"]] == [(h, True) for h in HOSTS]
+
+    def is_well() -> None:
+        done = net["h2"].run(["arpanet", "master", "status", "--json"])
+        report = json.loads(done.stdout)
+        assert sorted(m["name"] for m in report["masters"]) == list(HOSTS)
+        assert [m["leader"] for m in report["masters"]].count(True) == 1
+        assert [(h["name"], h["alive"]) for h in report["hosts"]] == [(h, True) for h in HOSTS]
+
+    eventually("all are there", is_well)
 
 
 def test_two_containers_land_on_two_hosts_and_another_master_sees_them_at_once(net: Lab) -> None:

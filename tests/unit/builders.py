@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from arpanet import (
     Container,
@@ -25,8 +25,9 @@ from arpanet import (
 
 # the same examples on every run, and no files: a failure here is a failure everywhere
 settings.register_profile(
-    "arpanet", derandomize=True, database=None, deadline=None, max_examples=50
-)
+    "arpanet", derandomize=True, database=None, max_examples=50,
+    deadline=None, suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
 settings.load_profile("arpanet")
 
 HOSTS = ("h1", "h2", "h3")

@@ -207,14 +207,14 @@ def test_one_who_reads_slowly_spoils_nothing_and_delays_nobody(
 
     def load_slowly(self: Identity, seen: tuple[Any, ...]) -> Any:
         began.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return load(self, seen)
 
     monkeypatch.setattr(Identity, "_load", load_slowly)
     slow = threading.Thread(target=ours.read)  # noqa: TID251
     renew("once")
     slow.start()
-    assert began.wait(10)
+    assert began.wait(60)
     monkeypatch.setattr(Identity, "_load", load)
     renew("twice")
     assert ours.read() == pem  # while the other one is at it

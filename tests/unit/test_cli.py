@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import until
+from lab import SLOW
 
 import arpanet
 from arpanet import SETTINGS, BadRequest, LogLine, build_parser, main, open_log_file, parse_head
@@ -64,7 +65,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     """Run arpanet as a process of its own."""
     command = [sys.executable, arpanet.__file__, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60 * SLOW)
 
 
 # ---- what docker run would be told
@@ -283,12 +284,12 @@ def test_a_daemon_may_open_as_many_files_as_its_user_may_have(tmp_path: Path) ->
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     lock = str(tmp_path / "run_dir" / "client.pid")
     try:
-        until("it runs", lambda: arpanet.lock_holder(lock) == process.pid)
+        until("it runs", lambda: arpanet.lock_holder(lock) == process.pid, 60)
         soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         assert soft == hard
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(20 * SLOW)
 
 
 def test_a_table_is_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -351,7 +352,9 @@ def test_a_shell_completes_what_is_typed(typed: str, offered: str) -> None:
         f"\nCOMP_CWORD={len(words) - 1}\n_arpanet\n"
         'printf "%s\\n" "${COMPREPLY[@]}"'
     )
-    done = subprocess.run(["bash", "-uc", script], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        ["bash", "-uc", script], capture_output=True, text=True, timeout=60 * SLOW
+    )
     assert (done.returncode, done.stderr) == (0, "")
     found = [word for word in done.stdout.split() if typed or not word.startswith("-")]
     assert found == offered.split()
@@ -371,7 +374,7 @@ def test_a_library_that_cannot_be_loaded_is_no_internal_error(tmp_path: Path) ->
         "import sys; sys.modules['cryptography'] = None; import arpanet; sys.exit(arpanet.main())"
     )
     command = [sys.executable, "-c", code, "ca", "init", str(tmp_path / "ca")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60 * SLOW)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("arpanet: cannot load a library: ")
     assert "PEX_ROOT=DIR" in done.stderr

@@ -31,6 +31,8 @@ def agent_of(*answers: bytes, tunnels: Tunnels | None = None) -> Iterator[Agent]
     """Yield an agent that answers in turn; after an empty answer it closes the connection."""
     seen: list[list[bytes]] = []
     left = list(answers)
+    kept = tunnels or Tunnels()
+    kept.KEEP_S = 600.0  # a test may stand still
 
     def serve() -> None:
         while left:
@@ -51,7 +53,6 @@ def agent_of(*answers: bytes, tunnels: Tunnels | None = None) -> Iterator[Agent]
         thread.start()
         address = HostPort(*listener.getsockname())
         there = host(ip=address.host)._replace(agent_port=address.port)
-        kept = tunnels or Tunnels()
         yield Agent(Engine(there, kept), seen)
         kept.expire(kept.KEEP_S)
         thread.join()
@@ -74,7 +75,7 @@ def test_after_a_whole_answer_the_connection_is_used_again(answer: bytes) -> Non
 )  # fmt: skip
 def test_after_half_an_answer_or_a_stream_it_is_not(answer: bytes) -> None:
     with agent_of(answer, ANSWER) as agent:
-        reply = agent.engine.send("POST", "/x", timeout_s=0.2)
+        reply = agent.engine.send("POST", "/x", timeout_s=30.0)
         if reply.response.will_close and not reply.is_hijack:
             reply.read()
         reply.close()
@@ -104,7 +105,7 @@ def test_a_change_is_never_sent_twice() -> None:
 )
 def test_what_is_no_answer_is_told_in_words(answer: bytes, words: str) -> None:
     with agent_of(answer) as agent, pytest.raises(EngineDown, match=re.escape(words)):
-        agent.engine.send("POST", "/x", timeout_s=5.0)
+        agent.engine.send("POST", "/x", timeout_s=30.0)
 
 
 def test_who_cut_a_request_does_not_cut_the_next_one() -> None:

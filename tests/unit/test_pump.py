@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from conftest import until
+from lab import SLOW
 from tls import FILES, Authority
 
 import arpanet as links
@@ -40,7 +41,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 Pair = tuple[socket.socket, socket.socket]
 BOUNDARIES = (0, 1, 65535, 65536, 65537, (1 << 20) + 1, 5_000_003)
-WAIT_S = 5.0 * float(os.environ.get("ARPANET_TEST_SLOW", "1"))
+WAIT_S = 5.0 * SLOW
+MORE_S = 0.2  # so long the kernel holds back what is sent with MSG_MORE; see tcp(7), TCP_CORK
+TRIES = 40  # of what a busy machine may delay
 
 
 def open_fds() -> int:
@@ -467,18 +470,19 @@ def test_a_slow_reader_stops_the_sender_and_loses_nothing(
     server.settimeout(WAIT_S)
     data = os.urandom(1 << 20)
     client.setblocking(False)
-    sent, full_for = 0, 0
-    while full_for < 20:
-        try:
-            sent += client.send(data[sent % len(data) :])
-            full_for = 0
-        except BlockingIOError:
-            full_for += 1
-            select.select([], [client], [], 0.01)
-    assert sent < 64 << 20, "nothing pushes back"
-    turns = pump.turns
-    assert not select.select([], [client], [], 0.1)[1]
-    assert pump.turns - turns < 5, "the pump spins while it waits for the reader"
+    sent = 0
+
+    def is_stopped() -> bool:
+        """Send what there is room for; return whether then nothing goes on, nor the pump spins."""
+        nonlocal sent
+        with contextlib.suppress(BlockingIOError):
+            while sent < 64 << 20:
+                sent += client.send(data[sent % len(data) :])
+        turns = pump.turns
+        return not select.select([], [client], [], 0.1)[1] and pump.turns - turns < 5
+
+    until("it is pushed back", is_stopped)
+    assert sent < 64 << 20
     size, at = 0, 0
     while size < sent:
         part = server.recv(1 << 20)
@@ -736,14 +740,12 @@ def test_a_silent_agent_is_a_reset(
 def test_a_client_that_leaves_before_the_ok_is_no_failure(
     pump: Pump, keep: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "ANSWER_S", 0.05)
     monkeypatch.setattr(links, "TICK_S", 0.02)
     link = link_to(pump, Target(fake_agent(keep, [], []), b"CONNECT x:1 HTTP/1.1\r\n\r\n"))
     client = connect_to(keep, link)
     until("connected", lambda: len(pump.watchers) == 4)
     hard_reset(client)
-    until("closed", lambda: link.counters.active == 0)
-    assert not pump.due
+    until("closed", lambda: link.counters.active == 0 and not pump.due)
     assert link.counters.failed == 0
 
 
@@ -777,7 +779,7 @@ def test_a_dialled_connection_notices_a_dead_far_end(
 
     assert option(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     until("it is kept alive", lambda: option(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-    assert option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
+    until("so soon", lambda: option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15)
 
 
 def test_a_target_that_never_connects_is_given_up(
@@ -821,10 +823,16 @@ def test_ok_comes_at_once_to_somebody_who_waits_for_it(
     engine.bind(str(tmp_path / "engine.sock"))
     engine.listen()
     agent = dialling_agent(pump, str(tmp_path / "engine.sock"))
-    began = time.monotonic()
-    master = ask(keep, agent, b"CONNECT engine HTTP/1.1\r\n", b"\r\n")
-    assert read_exactly(master, len(AGENT_OK)) == AGENT_OK
-    assert time.monotonic() - began < 0.15, "held back by MSG_MORE"
+    took = []
+    for _ in range(TRIES):
+        began = time.monotonic()
+        master = ask(keep, agent, b"CONNECT engine HTTP/1.1\r\n", b"\r\n")
+        assert read_exactly(master, len(AGENT_OK)) == AGENT_OK
+        took.append(time.monotonic() - began)
+        if took[-1] < MORE_S:
+            break
+        engine.accept()[0].close()
+    assert took[-1] < MORE_S, f"held back by MSG_MORE: {took}"
     conn = keep.enter_context(engine.accept()[0])
     master.sendall(b"GET /_ping")
     conn.settimeout(WAIT_S)
@@ -842,8 +850,11 @@ def test_ok_rides_with_the_answer_to_what_was_asked_already(
         sock.sendall(data)
 
     agent = dialling_agent(pump, server_of(keep, ponder))
-    master = ask(keep, agent, b"CONNECT x:1 HTTP/1.1\r\n\r\nquestion")
-    assert master.recv(1000) == AGENT_OK + b"question"
+    answers: list[bytes] = []
+    while len(answers) < TRIES and AGENT_OK + b"question" not in answers:
+        master = ask(keep, agent, b"CONNECT x:1 HTTP/1.1\r\n\r\nquestion")
+        answers.append(master.recv(1000))
+    assert answers[-1] == AGENT_OK + b"question"
 
 
 def test_a_dial_that_fails_is_a_502(pump: Pump, keep: contextlib.ExitStack) -> None:
@@ -889,6 +900,11 @@ def test_a_head_that_is_too_long_is_a_431(
     assert read_all(ask(keep, agent, head[:8000], head[8000:])).startswith(b"HTTP/1.1 431 ")
 
 
+def readers(pump: Pump) -> list[links.HeadReader]:
+    """Return what reads the heads of connections."""
+    return [w for w in list(pump.watchers.values()) if isinstance(w, links.HeadReader)]
+
+
 def test_a_head_of_8_kib_is_read_whole(pump: Pump, keep: contextlib.ExitStack) -> None:
     heads: list[tuple[bytes, bytes]] = []
 
@@ -897,7 +913,10 @@ def test_a_head_of_8_kib_is_read_whole(pump: Pump, keep: contextlib.ExitStack) -
         sock.close()
 
     head = b"x" * 8188 + b"\r\n\r\n"
-    read_all(ask(keep, agent_on(pump, on_head), head[:8190], head[8190:] + b"rest"))
+    peer = ask(keep, agent_on(pump, on_head), head[:8190])
+    until("it is read", lambda: any(len(h.got) == 8190 for h in readers(pump)))
+    peer.sendall(head[8190:] + b"rest")
+    read_all(peer)
     assert heads == [(head, b"rest")]
 
 
@@ -1027,7 +1046,7 @@ def test_a_pump_that_never_started_can_stop() -> None:
     pump = Pump(threading.Event())
     link_to(pump, Target(("127.0.0.1", 1)))
     pump.stop()
-    assert open_fds() == before
+    assert open_fds() <= before  # what a test before has left may be closed meanwhile
 
 
 @pytest.mark.usefixtures("expects_a_bug")
@@ -1107,9 +1126,13 @@ def test_a_half_closed_idle_connection_does_not_spin(
     assert read_all(server) == b"x"
     if kind == "unix":
         client.close()  # a hang-up, not only an end
-    turns = pump.turns
-    threading.Event().wait(0.1)
-    assert pump.turns - turns < 5
+
+    def rests() -> bool:
+        turns = pump.turns
+        threading.Event().wait(0.1)
+        return pump.turns - turns < 5
+
+    until("it rests", rests)
 
 
 def test_out_of_descriptors_heals() -> None:
@@ -1119,7 +1142,11 @@ import sys; sys.path[:0] = {sys.path!r}
 import test_pump; test_pump.run_out_of_descriptors()
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60 * SLOW,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("accepts no connection") == 1, done.stderr
@@ -1152,9 +1179,10 @@ def run_out_of_descriptors() -> None:
         assert read_exactly(first, len(data)) == data
         sender.join()
         assert not select.select([waiting], [], [], 0.25)[0]
-        busy = pump.turns
+        busy, began = pump.turns, time.monotonic()
         assert not select.select([waiting], [], [], 0.25)[0]
-        assert pump.turns - busy < 20, f"spins: {pump.turns - turns}"
+        allowed = 20 + 40 * (time.monotonic() - began)  # two in each tick
+        assert pump.turns - busy < allowed, f"spins: {pump.turns - turns}"
         for fd in gaps:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

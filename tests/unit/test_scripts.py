@@ -9,6 +9,7 @@ import shutil
 import subprocess
 
 import pytest
+from lab import SLOW
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 ALWAYS = {"build_zipapp.sh", "bootstrap.sh"}
@@ -46,7 +47,7 @@ def run(*command: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * SLOW,
     )
 
 
@@ -86,7 +87,7 @@ def test_help_reaches_one_who_pipes_the_script(shell: str) -> None:
         [shell, "-s", "--", "--help"],
         input=(REPO / "bootstrap.sh").read_bytes(),
         capture_output=True,
-        timeout=60,
+        timeout=60 * SLOW,
     )
     assert done.returncode == 0
     assert b"--start" in done.stdout
@@ -126,7 +127,7 @@ def test_one_who_is_not_root_is_told_to_use_sudo(shell: str) -> None:
         input=(REPO / "bootstrap.sh").read_text(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * SLOW,
         cwd="/",
         user=NOBODY if os.getuid() == 0 else None,
     )
@@ -183,7 +184,7 @@ def test_the_roles_that_are_named_are_started(
         input=(REPO / "bootstrap.sh").read_text(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * SLOW,
         env={"PATH": os.environ["PATH"], **place, **variables},
     )
     assert done.returncode == 0, done.stderr
@@ -219,7 +220,7 @@ def test_half_a_download_runs_nothing(shell: str, tmp_path: pathlib.Path) -> Non
             [program, "-s", "--", "--start"],
             input=prefix,
             capture_output=True,
-            timeout=60,
+            timeout=60 * SLOW,
             env={"PATH": str(path)},
             cwd=tmp_path,
         )
@@ -235,7 +236,7 @@ def test_the_whole_download_does_run(shell: str, tmp_path: pathlib.Path) -> None
         [program, "-s", "--", "--start"],
         input=(REPO / "bootstrap.sh").read_bytes(),
         capture_output=True,
-        timeout=60,
+        timeout=60 * SLOW,
         env={"PATH": str(write_stubs(tmp_path / "bin", mark))},
         cwd=tmp_path,
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lab import SLOW
 
 import arpanet
 
@@ -193,7 +194,7 @@ def test_importing_takes_no_environment_and_no_package_that_is_slow_to_load() ->
         "sys.exit(f'importing loads {slow}' if slow else 0)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60 * SLOW
     )
     assert done.returncode == 0, done.stderr
 
