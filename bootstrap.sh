@@ -431,7 +431,7 @@ install_files() {
 # The new file must run here before it replaces anything; this also unpacks it, so that the services start fast.
 install_pex() {
     mkdir -p "$CACHE"
-    if ! { said=$(try_pex 0 --version) && try_pex 1 -c 'import docker, etcd3, cryptography.x509'; }; then
+    if ! { said=$(try_pex 0 --version) && try_pex 1 -c 'import docker, cryptography.x509, arpanet; arpanet.load_etcd3()'; }; then
         ! grep -q 'compatible interpreter' "$tmp/error" ||
             die "this arpanet.pex is for another Python than $("$python" -V); nothing was replaced; one for all is made by: ./build_zipapp.sh --all"
         tail -n 1 "$tmp/error" >&2

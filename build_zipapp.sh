@@ -16,8 +16,8 @@ set -eu
 umask 022
 
 # What arpanet imports. --lock resolves these; a build takes only what stands in requirements.txt.
-# protobuf 3.20 is the last one that etcd3 works with; grpcio 1.80.1 has wheels for all our Pythons.
-WANTED='docker==7.2.0 etcd3==0.12.0 protobuf==3.20.3 grpcio==1.80.1 cryptography==50.0.2'
+# grpcio 1.80.1 has wheels for all our Pythons.
+WANTED='docker==7.2.0 etcd3==0.12.0 protobuf==7.36.2 grpcio==1.80.1 cryptography==50.0.2'
 
 # pex has two wheels; with only this hash every Python takes the same one, and the result is the same.
 TOOLS='pex==2.105.2 --hash=sha256:5a4d73fbeab30ddf70e360971cb19b9fa80b2a29cfe83e786215fcdd5ef1af9d
@@ -163,7 +163,7 @@ try() { PEX_ROOT=$build/pex-root "$python" "$build/arpanet.pex" "$@" </dev/null;
 
 publish() {
     version=$(try --version) || die "the built file does not run; dist/ is as it was"
-    PEX_INTERPRETER=1 try -c 'import docker, etcd3, cryptography.x509' || die "the built file lacks what it needs; dist/ is as it was"
+    PEX_INTERPRETER=1 try -c 'import docker, cryptography.x509, arpanet; arpanet.load_etcd3()' || die "the built file lacks what it needs; dist/ is as it was"
     built=$(key)
     mv -f "$build/arpanet.pex" dist/arpanet.pex
     (cd dist && sha256sum arpanet.pex >arpanet.pex.sha256)
@@ -171,8 +171,8 @@ publish() {
     say "dist/arpanet.pex is $version, $(wc -c <dist/arpanet.pex) bytes, sha256 $(hash_of dist/arpanet.pex)"
 }
 
-# A lock of every wheel that exists, of which requirements.txt keeps those that a build takes: the pure one if there is
-# one, else those for our Pythons and CPUs, else the source.
+# A lock of every wheel that exists, of which requirements.txt keeps those that a build takes: one for each CPU and all
+# Pythons if there is that, else the pure one, else those for our Pythons and CPUs, else the source.
 write_lock() {
     # shellcheck disable=SC2086
     PEX_ROOT=$build/pex-root "$tools/bin/pex3" lock create --use-pip-config --style universal --target-system linux \
@@ -181,14 +181,15 @@ write_lock() {
 import json, re, sys
 
 # a wheel for abi3 serves all our Pythons: the oldest is enough
-OURS = re.compile(r"-(cp39-abi3|cp31[0-4]-cp31[0-4])-\S*manylinux2014_(x86_64|aarch64)\S*\.whl$")
+ABI3 = re.compile(r"-cp3(?:9|10)-abi3-\S*manylinux2014_(x86_64|aarch64)\S*\.whl$")
+OURS = re.compile(r"-cp31[0-4]-cp31[0-4]-\S*manylinux2014_(x86_64|aarch64)\S*\.whl$")
 
 
 def wheels_we_take(artifacts):
     names = {a["url"].rsplit("/", 1)[1]: a["hash"] for a in artifacts}
     pure = [name for name in names if name.endswith("-none-any.whl")]
-    ours = [name for name in names if OURS.search(name)]
-    return sorted(names[name] for name in pure or ours or names)
+    abi3, ours = (list(filter(rule.search, names)) for rule in (ABI3, OURS))
+    return sorted(names[name] for name in abi3 or pure or ours or names)
 
 
 print("# What goes into arpanet.pex, with the hash of each file. Written by: ./build_zipapp.sh --lock")
