@@ -992,11 +992,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def choose(names: Sequence[str] | None, tls: bool) -> list[Row]:
-    """Return the rows of those names, all without; with TLS there are few. Raises LabError."""
+    """Return the rows of those names, all without; with TLS there are few. Raises LabError.
+
+    They stay in their order: what comes late leaves the lab as others cannot use it.
+    """
     known = {row.name: row for row in ROWS if not tls or row.name.startswith("hosts-")}
     if unknown := [name for name in names or () if name not in known]:
         raise LabError(f"there is no row {unknown[0]}; there are: {', '.join(known)}")
-    return [known[name] for name in names] if names else list(known.values())
+    return [row for row in known.values() if not names or row.name in names]
 
 
 def measure(rows: Sequence[Row], world: World) -> list[Line]:

@@ -38,6 +38,7 @@ from arpanet import (
     encode_text,
     end_turn,
     fetch_members,
+    load_etcd3,
     make_key,
     recover_member,
     save_snapshot,
@@ -110,7 +111,7 @@ def test_masters_with_certificates_are_one_cluster(masters: list[Machine], tmp_p
     mesh = Mesh([masters[0].place.client], stop=stop)
     try:
         revision = mesh.write("/arpanet/test/a", b"{}")
-        near = NearRevision(HostPort(masters[1].ip, CLIENT_PORT))
+        near = NearRevision(HostPort(masters[1].ip, CLIENT_PORT), load_etcd3())
         until("it is asked", lambda: near.read(mesh.cluster_id) >= revision)
         near.close()
     finally:

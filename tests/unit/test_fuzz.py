@@ -25,11 +25,14 @@ from arpanet import (
     BadRequest,
     Body,
     Change,
+    Frame,
+    GrpcCaller,
     HeadTooLarge,
     Listing,
     MeshDown,
     View,
     apply_changes,
+    pack_frame,
     parse_filters,
     parse_head,
     read_create,
@@ -126,6 +129,62 @@ def test_trailers_end() -> None:
     text = b"0\r\n" + b"A: b\r\n" * (arpanet.HEAD_LINES + 1) + b"\r\n"
     with pytest.raises(BadRequest, match="lines of trailers"):
         Body(io.BytesIO(text), arpanet.Headers([("Transfer-Encoding", "chunked")])).read()
+
+
+# ---- gRPC
+
+
+class Answering:
+    """A socket of somebody who says a text, in parts of one size."""
+
+    def __init__(self, text: bytes, size: int) -> None:
+        self._said, self._size, self.sent = io.BytesIO(text), size, b""
+
+    def sendall(self, data: bytes) -> None:
+        self.sent += data
+
+    def recv(self, _size: int) -> bytes:
+        return self._said.read(self._size)
+
+
+def call(text: bytes, size: int = 100) -> tuple[bytes, bytes]:
+    """Return the message of an answer, and what was said for it."""
+    there = Answering(text, size)
+    caller = GrpcCaller(there, b"/x", b"question")  # type: ignore[arg-type]
+    there.sent = b""
+    return caller.call(), there.sent
+
+
+FRAMES = st.builds(
+    pack_frame, st.integers(0, 9), st.sampled_from([0, 1, 4, 5]), st.sampled_from([0, 1, 3]),
+    st.binary(max_size=20),
+)  # fmt: skip
+
+
+@given(st.lists(FRAMES).map(b"".join) | st.binary(max_size=100), st.integers(1, 40))
+def test_frames_of_http_2(text: bytes, size: int) -> None:
+    with contextlib.suppress(OSError):
+        message, _ = call(text, size)
+        assert len(message) < len(text)
+
+
+@given(st.binary(max_size=20), st.integers(1, 60))
+def test_an_answer_of_grpc_is_read_whatever_comes_between(message: bytes, size: int) -> None:
+    head, trailers = pack_frame(Frame.HEADERS, 4, 1, b"head"), pack_frame(1, 5, 1, b"trailers")
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    others = pack_frame(Frame.SETTINGS, 0, 0, b"sixsix") + pack_frame(Frame.PING, 0, 0, b"8 of it.")
+    others += pack_frame(Frame.PING, Frame.ACK, 0, bytes(8))
+    parts = [others, head, pack_frame(Frame.DATA, 0, 1, body[:7]), others]
+    answer = b"".join([*parts, pack_frame(Frame.DATA, 0, 1, body[7:]), trailers])
+    told, said = call(answer, size)
+    assert told == message
+    echoes = pack_frame(Frame.SETTINGS, 1, 0, b"") + pack_frame(Frame.PING, 1, 0, b"8 of it.")
+    assert said.endswith(echoes * 2)
+
+
+def test_who_pings_for_ever_is_given_up() -> None:
+    with pytest.raises(OSError, match="does not end"):
+        call(pack_frame(Frame.PING, 0, 0, bytes(8)) * (arpanet.ANSWER_FRAMES + 1))
 
 
 # ---- the API: paths, queries, filters
