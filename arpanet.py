@@ -1525,6 +1525,20 @@ TLS_BROKEN = "it ended TLS without a word; it may refuse this machine's certific
 MEMBER_S = 5.0  # to reach a member of this arpanet
 
 
+def limit_waits(sock: socket.socket, wait_s: float) -> None:
+    """Have each call on a blocking socket end by BlockingIOError after wait_s; 0: never.
+
+    The kernel looks after it: a timeout of Python's own costs two calls of the system for each.
+    """
+    if isinstance(sock, TlsSocket):
+        sock.settimeout(wait_s or None)
+        return
+    second, fraction = divmod(wait_s, 1)
+    limit = struct.pack("ll", int(second), int(fraction * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
 def dial_member(
     address: Address, timeout_s: float = MEMBER_S, name: str = "", *, grpc: bool = False
 ) -> socket.socket:
@@ -4012,12 +4026,14 @@ class GrpcCaller:
     """
 
     CALLS = 1 << 20  # then ids of streams and the window for answers are still far from their ends
+    ECHO_S = 1.0  # etcd answers an echo by another ping: not more often than this
     BEGIN = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + pack_frame(Frame.SETTINGS, 0, 0, b"")
     BEGIN += pack_frame(Frame.WINDOW_UPDATE, 0, 0, struct.pack(">I", (1 << 31) - (1 << 16)))
 
     def __init__(self, sock: socket.socket, method: bytes, message: bytes) -> None:
         """Take over a connection. method: b"/etcdserverpb.KV/Range". Raises OSError."""
         self._sock, self._ahead = sock, b""
+        self._echoes, self._echo_at = b"", 0.0
         fields = {
             b":method": b"POST", b":scheme": b"http", b":path": method, b":authority": b"etcd",
             b"content-type": b"application/grpc", b"te": b"trailers", b"hasleader": b"true",
@@ -4031,14 +4047,15 @@ class GrpcCaller:
         stream, answer = 2 * self.calls + 1, b""
         self.calls += 1
         head = pack_frame(Frame.HEADERS, Frame.END_HEADERS, stream, self._head)
-        self._sock.sendall(head + pack_frame(Frame.DATA, Frame.END_STREAM, stream, self._body))
+        body = pack_frame(Frame.DATA, Frame.END_STREAM, stream, self._body)
+        self._sock.sendall(self._take_echoes() + head + body)
         for _ in range(ANSWER_FRAMES):
             kind, flags, of, content = self._read_frame()
             if kind in (Frame.RST_STREAM, Frame.GOAWAY):
                 raise ConnectionError("the call was ended")
             if kind in (Frame.SETTINGS, Frame.PING) and not flags & Frame.ACK:
                 echo = content if kind == Frame.PING else b""
-                self._sock.sendall(pack_frame(kind, Frame.ACK, 0, echo))
+                self._echoes += pack_frame(kind, Frame.ACK, 0, echo)
             if of == stream and kind == Frame.DATA:
                 answer += content
             if of == stream and kind in (Frame.DATA, Frame.HEADERS) and flags & Frame.END_STREAM:
@@ -4047,6 +4064,14 @@ class GrpcCaller:
 
     def close(self) -> None:
         self._sock.close()
+
+    def _take_echoes(self) -> bytes:
+        """Return what is due of what pings and settings are answered by."""
+        if not self._echoes or time.monotonic() < self._echo_at:
+            return b""
+        self._echo_at = time.monotonic() + self.ECHO_S
+        due, self._echoes = self._echoes, b""
+        return due
 
     def _read_frame(self) -> tuple[int, int, int, bytes]:
         """Return kind, flags, stream and content of the next frame."""
@@ -4107,7 +4132,7 @@ class NearRevision:
 
     def _dial(self) -> GrpcCaller:
         sock = dial_member(self._etcd, self.TRY_S, grpc=True)
-        sock.settimeout(self.TRY_S)
+        limit_waits(sock, self.TRY_S)
         try:
             return GrpcCaller(sock, b"/etcdserverpb.KV/Range", self._message)
         except OSError:
@@ -5235,6 +5260,15 @@ class Answers:
             return self._made[query]
 
 
+class Round:
+    """One read that is shared: who waits for it, and what it came to."""
+
+    def __init__(self) -> None:
+        self.gates: list[threading.Lock] = []  # a waiter's each; to be told by one costs the least
+        self.value = 0
+        self.error: BaseException | None = None
+
+
 class SharedRead:
     """One read for all who ask while the one before is on its way.
 
@@ -5246,33 +5280,47 @@ class SharedRead:
         self._read, self._round_s = read, round_s
         self._reading = threading.Lock()  # held by the thread that reads
         self._lock = threading.Lock()  # guards what follows
-        self._next: futures.Future[int] | None = None  # of the read that has not begun
-        self.waiting = 0  # for it
+        self._next: Round | None = None  # that has not begun
+
+    @property
+    def waiting(self) -> int:
+        """Return how many wait for the read that has not begun."""
+        with self._lock:
+            return 1 + len(self._next.gates) if self._next else 0
 
     def get(self) -> int:
         """Return what was read. Raises what read() raises."""
+        gate = threading.Lock()
+        gate.acquire()
         with self._lock:
-            first = self._next is None
-            mine = self._next = self._next or futures.Future()
-            self.waiting += 1
+            mine, first = self._next or Round(), self._next is None
+            self._next = mine
+            if not first:
+                mine.gates.append(gate)
         if first:
             self._run(mine)
-        return mine.result()
+        else:
+            gate.acquire()
+        if mine.error:
+            raise mine.error
+        return mine.value
 
-    def _run(self, mine: futures.Future[int]) -> None:
+    def _run(self, mine: Round) -> None:
         alone = self._reading.acquire(timeout=self._round_s)
         with self._lock:
-            self._next, self.waiting = None, 0
+            self._next = None
         try:
-            mine.set_result(self._read())
+            mine.value = self._read()
         except ArpanetError as e:
-            mine.set_exception(e)
+            mine.error = e
         except BaseException as e:
-            mine.set_exception(e)
+            mine.error = e
             raise
         finally:
             if alone:
                 self._reading.release()
+            for gate in mine.gates:
+                gate.release()
 
 
 class Node:
@@ -5361,6 +5409,9 @@ class Node:
 
     def wait_view(self, revision: int, timeout_s: float = SYNC_S) -> View:
         """Return the view once it is as of a revision or later. Raises MeshDown."""
+        view = self.view
+        if view.revision >= revision:
+            return view
         with self._moved:
             if not self._moved.wait_for(lambda: self.view.revision >= revision, timeout_s):
                 raise MeshDown(
@@ -9313,9 +9364,7 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
 
     def _is_gone(self) -> bool:
         """Return whether the client has reset the connection: it was told that this failed."""
-        poll = select.poll()
-        poll.register(self.connection, 0)
-        return bool(poll.poll(0))  # an error or a hang-up of both sides
+        return bool(self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
     def _build_call(self, head: Head, body: Body) -> Call:
         target = re.sub(r"^https?://[^/]*", "", head.target)
@@ -9415,11 +9464,11 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         if self.close_connection and not any(x.startswith("Connection:") for x in lines):
             lines.append("Connection: close")
         whole = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
-        if len(body) < BLOCK_BYTES:
-            whole, body = whole + body, b""
-        self.connection.sendall(whole, socket.MSG_MORE if body else 0)
         view = memoryview(body)
-        for start in range(0, len(body), PIECE_BYTES):
+        sent = self.connection.sendmsg([whole, view[:PIECE_BYTES]]) - len(whole)
+        if sent < 0:
+            self.connection.sendall(whole[sent:])
+        for start in range(max(sent, 0), len(body), PIECE_BYTES):
             self.connection.sendall(view[start : start + PIECE_BYTES])
 
     def _hijack(self, reply: EngineReply, headers: list[tuple[str, str]], call: Call) -> None:

@@ -997,6 +997,28 @@ def test_a_client_that_does_not_read_is_given_up(hasty: Api) -> None:
             sock.sendall(request("GET /_ping"))
 
 
+def test_a_client_that_takes_a_byte_now_and_then_is_given_up_too(hasty: Api) -> None:
+    hasty.node.view = view(*(container(f"c{n}", Labels={"a": "x" * 100_000}) for n in range(60)))
+    with connections(hasty, 1, request("GET /containers/json?all=1")) as (sock,):
+
+        def is_given_up() -> bool:
+            sock.recv(5000)
+            return not hasty.lobby._total
+
+        until("it is given up", is_given_up)
+
+
+def test_the_kernel_ends_a_call_that_lasts_too_long() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        arpanet.limit_waits(near, 0.01)
+        with pytest.raises(BlockingIOError):
+            near.recv(1)
+        with pytest.raises(BlockingIOError):
+            near.sendall(bytes(10_000_000))
+        assert near.gettimeout() is None
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

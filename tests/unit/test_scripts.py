@@ -56,14 +56,6 @@ def test_the_scripts_of_the_top_level_are_among_those_checked() -> None:
 
 
 @pytest.mark.parametrize("script", scripts(), ids=named)
-def test_shellcheck_has_nothing_to_say(script: pathlib.Path) -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not here")
-    done = run("shellcheck", script)
-    assert (done.returncode, done.stdout) == (0, "")
-
-
-@pytest.mark.parametrize("script", scripts(), ids=named)
 def test_the_shell_can_read_it(script: pathlib.Path) -> None:
     with open(script) as file:
         shells = ["bash"] if "bash" in file.readline() else SHELLS

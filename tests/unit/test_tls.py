@@ -271,7 +271,7 @@ def test_who_is_refused_learns_why_and_what_to_do(
     dialling.load_verify_locations(own.paths.ca)
     refused: Any = types.SimpleNamespace(
         paths=people[who].paths,
-        client_context=lambda: dialling,
+        client_context=lambda _grpc=False: dialling,
         server_context=own.server_context,
     )
     words = f"{TOLD[who].format(cert=people[who].paths.cert)}; try: arpanet doctor"
