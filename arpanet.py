@@ -4084,7 +4084,7 @@ class GrpcCaller:
 
     def _read(self, size: int) -> bytes:
         while len(self._ahead) < size:
-            part = self._sock.recv(BLOCK_BYTES)
+            part = self._sock.recv(FRAME_BYTES)
             if not part:
                 raise ConnectionError("the connection was ended")
             self._ahead += part
