@@ -1528,7 +1528,7 @@ MEMBER_S = 5.0  # to reach a member of this arpanet
 def limit_waits(sock: socket.socket, wait_s: float) -> None:
     """Have each call on a blocking socket end by BlockingIOError after wait_s; 0: never.
 
-    The kernel looks after it: a timeout of Python's own costs two calls of the system for each.
+    The kernel looks after it: with a timeout of Python's own there is a poll before each call.
     """
     if isinstance(sock, TlsSocket):
         sock.settimeout(wait_s or None)
