@@ -2,7 +2,7 @@
 # Build dist/arpanet.pex, arpanet with its dependencies as one file, and dist/arpanet.pex.sha256.
 #
 #   ./build_zipapp.sh            for the Python and the CPU of this machine (14 MB)
-#   ./build_zipapp.sh --all      one file for CPython 3.10 to 3.14 on x86_64 and aarch64 (82 MB)
+#   ./build_zipapp.sh --all      one file for CPython 3.10 to 3.14 on x86_64 and aarch64 (83 MB)
 #   ./build_zipapp.sh --check    build twice, and fail when the two files differ
 #   ./build_zipapp.sh --lock     resolve the dependencies anew and write requirements.txt
 #
