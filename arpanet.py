@@ -2392,10 +2392,14 @@ def mean_images(view: View, image: str, ids: Mapping[str, str]) -> list[str]:
     return sorted(host for host in ids if ids[host] == meant)
 
 
-def match_label(container: Container, value: str) -> bool:
-    labels = container.summary.get("Labels") or {}
+def has_label(labels: Mapping[str, str], value: str) -> bool:
+    """Return whether NAME or NAME=VALUE is among the labels."""
     name, separator, wanted = value.partition("=")
     return name in labels and (not separator or labels[name] == wanted)
+
+
+def match_label(container: Container, value: str) -> bool:
+    return has_label(container.summary.get("Labels") or {}, value)
 
 
 def parse_ports(text: str) -> range:
@@ -2479,6 +2483,63 @@ def parse_filters(text: str) -> dict[str, tuple[str, ...]]:
             raise BadRequest(f"filters: {name} must hold a list of values")
         found[name] = tuple(str(v) for v in values)
     return found
+
+
+PRUNE_FILTERS = ("label", "label!", "until")
+AGE_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+AGE_PART = r"(\d+(?:\.\d+)?)(h|ms|m|s|us|µs|ns)"
+
+
+def parse_until(text: str, now: datetime.datetime) -> datetime.datetime:
+    """Return the instant of "24h", of seconds since 1970, or of a date. Raises ValueError."""
+    if re.fullmatch(f"(?:{AGE_PART})+", text):
+        ages = [float(n) * AGE_UNITS[unit] for n, unit in re.findall(AGE_PART, text)]
+        return now - datetime.timedelta(seconds=sum(ages))
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return datetime.datetime.fromtimestamp(float(text), datetime.timezone.utc)
+    return parse_date(text)
+
+
+def parse_date(text: str) -> datetime.datetime:
+    """Return the instant of a date, of this machine's zone if it names none. Raises ValueError."""
+    match = re.fullmatch(r"(.+?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)?", text)
+    base, fraction, zone = match.groups() if match else (text, "", "")
+    instant = datetime.datetime.fromisoformat(base + (zone or "").replace("Z", "+00:00"))
+    instant = instant.replace(microsecond=int((fraction or "0")[:6].ljust(6, "0")))
+    return instant if instant.tzinfo else instant.astimezone()
+
+
+class PruneRule(NamedTuple):
+    """What a prune takes: what has all these labels, not all of those, and is older."""
+
+    labels: tuple[str, ...]
+    without: tuple[str, ...]
+    before: datetime.datetime | None = None
+
+    def takes(self, thing: Mapping[str, Any]) -> bool:
+        """Return whether an engine's network or volume is pruned, if nothing uses it."""
+        labels = thing.get("Labels") or {}
+        created = parse_date(thing["Created"]) if self.before and thing.get("Created") else None
+        return (
+            all(has_label(labels, v) for v in self.labels)
+            and not (self.without and all(has_label(labels, v) for v in self.without))
+            and not (self.before and created and created > self.before)
+        )
+
+
+def parse_prune(filters: Mapping[str, tuple[str, ...]], now: datetime.datetime) -> PruneRule:
+    """Return what a prune of networks takes. Raises BadRequest in the engine's words."""
+    for name in filters:
+        if name not in PRUNE_FILTERS:
+            raise BadRequest(f"Invalid filter '{name}'")
+    until = filters.get("until", ())
+    if len(until) > 1:
+        raise BadRequest("more than one until filter specified")
+    try:
+        before = [parse_until(text, now) for text in until]
+    except (ValueError, OverflowError) as e:
+        raise BadRequest(f"Invalid filter 'until={until[0]}'") from e
+    return PruneRule(filters.get("label", ()), filters.get("label!", ()), *before)
 
 
 def check_filter(name: str, value: str) -> None:
@@ -7407,9 +7468,6 @@ def prune(call: Call) -> Reply:
         for volume in answer.get("VolumesDeleted") or ():
             call.node.mesh.delete(key_of("volumes", volume))
     total = add_up([*answers.values()])
-    if total.get("NetworksDeleted"):
-        total["NetworksDeleted"] = sorted(set(total["NetworksDeleted"]))
-        forget_networks(call, total["NetworksDeleted"])
     forget_images(call, total.get("ImagesDeleted") or ())
     return json_reply(total)
 
@@ -8589,21 +8647,48 @@ def create_network(call: Call) -> Reply:
 
 
 def remove_network(call: Call) -> Reply:
-    name, view = find_network(call, call.view_for_change())
-    users = {c.host for c in view.containers.values() if name in c.networks}
-    change_in_turn(view, users, "DELETE", call.target(network=name))
-    call.node.mesh.delete(key_of("networks", name))
+    remove_everywhere(call.node, find_network(call, call.view_for_change()))
     return Reply(204)
 
 
-def forget_networks(call: Call, names: Iterable[str]) -> None:
-    """Delete the rows of pruned networks that no host has any longer."""
-    view = call.node.view
-    listed = good_answers(ask_hosts(view, "GET", "/networks"))
-    left = {network["Name"] for networks in listed.values() for network in networks}
-    for name in names:
-        if name in view.networks and name not in left:
-            call.node.mesh.delete(key_of("networks", name))
+def remove_everywhere(node: Node, place: NetworkPlace) -> None:
+    """Remove a network from its hosts, or from none. Raises in the engine's words."""
+    name, view = place
+    users = {c.host for c in view.containers.values() if name in c.networks}
+    path = f"/networks/{urllib.parse.quote(name, safe='')}"
+    change_in_turn(view, users, "DELETE", path)
+    node.mesh.delete(key_of("networks", name))
+
+
+def prune_networks(call: Call) -> Reply:
+    """Remove the networks that no container uses on any host, as far as the filters allow."""
+    rule = parse_prune(parse_filters(call.text("filters")), utc_now())
+    view = call.view_for_change()
+    listed = require_answers(ask_hosts(view, "GET", "/networks"))
+    pruned = set()
+    for host, network in ((h, n) for h, networks in listed.items() for n in networks):
+        name = network["Name"]
+        shared = name in view.networks
+        place = NetworkPlace(name, view if shared else view.narrowed([host]))
+        if (
+            name not in STANDARD_NETWORKS
+            and name not in pruned
+            and network_users(place).isdisjoint(place.view.hosts)
+            and rule.takes(network)
+        ):
+            with contextlib.suppress(EngineError):  # one that somebody has just begun to use stays
+                remove_everywhere(call.node, place)
+                pruned.add(name)
+    return json_reply({"NetworksDeleted": sorted(pruned) or None})
+
+
+def network_users(place: NetworkPlace) -> set[str]:
+    """Return the hosts where a container that runs uses a network."""
+    return {
+        c.host
+        for c in place.view.containers.values()
+        if c.running and place.name in c.networks and c.host in place.view.hosts
+    }
 
 
 def join_network(call: Call) -> Reply:
@@ -8866,7 +8951,7 @@ ROUTES = (
     Route("POST", "/volumes/prune", prune, "on all"),
     Route("GET", "/networks", get_networks, "merged"),
     Route("POST", "/networks/create", create_network, "on all"),
-    Route("POST", "/networks/prune", prune, "on all"),
+    Route("POST", "/networks/prune", prune_networks, "on all"),
     Route("GET", "/networks/{network}", inspect_network, "merged"),
     Route("DELETE", "/networks/{network}", remove_network, "on all"),
     Route("POST", "/networks/{network}/connect", join_network, "routed"),

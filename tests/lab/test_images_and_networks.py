@@ -268,6 +268,24 @@ def test_a_network_is_on_every_host_and_containers_of_one_host_find_each_other(n
     }
 
 
+@pytest.mark.parametrize("kind", ["network", "system"])
+def test_prune_keeps_a_network_that_a_container_of_one_host_uses(net: Lab, kind: str) -> None:
+    for name in ("used", "unused"):
+        docker(net, "network", "create", "--label", "of=prune", name)
+    docker(net, "run", "-d", "--init", "--name", "user@h2", "--network", "used", "web")
+    pruned = output(net, kind, "prune", "-f", "--filter", "label=of=prune")
+    assert "unused" in pruned.splitlines()
+    for host in HOSTS:
+        listed = engine_output(
+            net, host, "network", "ls", "--filter", "name=used", "-q", "--no-trunc"
+        )
+        assert len(listed.splitlines()) == 1, host
+    docker(net, "run", "--rm", "--name", "second@h3", "--network", "used", "busybox", "true")
+    docker(net, "rm", "-f", "user")
+    assert output(net, "network", "prune", "-f", "--filter", "until=24h") == ""
+    assert "used" in output(net, "network", "prune", "-f").splitlines()
+
+
 def test_a_network_is_also_on_a_host_whose_slave_starts_later(net: Lab) -> None:
     net["h3"].run(["arpanet", "slave", "stop"])
     eventually("h3 is down", lambda: require_down(net, "h3"))

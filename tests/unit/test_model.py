@@ -26,6 +26,7 @@ from arpanet import (
     find_container,
     human_age,
     list_containers,
+    parse_prune,
     status_text,
 )
 
@@ -586,3 +587,39 @@ def test_one_container_with_its_name_is_no_conflict() -> None:
     seen = view(OLD, names=names_of("h1", OLD.id))
     assert arpanet.shown_name(seen, OLD) == "web@h1"
     assert not arpanet.list_conflicts(seen) and not arpanet.decide_names(seen, "h1")
+
+
+@pytest.mark.parametrize(
+    ("filters", "taken"),
+    [
+        ({}, True),
+        ({"label": ("a",)}, True),
+        ({"label": ("a=1", "b")}, False),
+        ({"label!": ("a=2",)}, True),
+        ({"label!": ("a",)}, False),
+        ({"until": ("1h30m",)}, True),
+        ({"until": ("2h30m",)}, False),
+        ({"until": ("2026-12-01T11:00:01+01:00",)}, True),
+        ({"until": ("2026-12-01T09:00:00.5Z",)}, False),
+        ({"until": ("1796119200",)}, True),  # date -ud 2026-12-01T10:00 +%s
+        ({"until": ("1796119199.9",)}, False),
+    ],
+)
+def test_a_prune_takes_what_its_filters_say(
+    filters: dict[str, tuple[str, ...]], taken: bool
+) -> None:
+    network = {"Labels": {"a": "1"}, "Created": "2026-12-01T12:00:00.123456789+02:00"}
+    now = datetime.datetime(2026, 12, 1, 12, tzinfo=datetime.timezone.utc)
+    if filters.get("until") == ("1796119200",):
+        network["Created"] = "2026-12-01T10:00:00Z"
+    assert parse_prune(filters, now).takes(network) is taken
+
+
+@pytest.mark.parametrize(
+    "filters", [{"nosuch": ("x",)}, {"until": ("x",)}, {"until": ("1h", "2h")}]
+)
+def test_a_prune_with_a_filter_that_is_not_there_is_refused(
+    filters: dict[str, tuple[str, ...]],
+) -> None:
+    with pytest.raises(BadRequest):
+        parse_prune(filters, datetime.datetime.now(datetime.timezone.utc))
