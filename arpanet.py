@@ -830,7 +830,14 @@ def parse_head(head: bytes) -> Head:
 
 
 KNOWN_HEAD_BYTES = 2048
+SECRET_FIELD = re.compile(rb"\n(X-Registry-|Authorization:|Cookie:)", re.IGNORECASE)
 parse_known_head = functools.lru_cache(maxsize=256)(parse_head)  # clients repeat themselves
+
+
+def read_head(head: bytes) -> Head:
+    """Return what parse_head() does; only heads of GET without credentials are kept in memory."""
+    known = len(head) <= KNOWN_HEAD_BYTES and head.startswith(b"GET ")
+    return (parse_known_head if known and not SECRET_FIELD.search(head) else parse_head)(head)
 
 
 class Ahead(io.RawIOBase):
@@ -7274,8 +7281,8 @@ def get_containers(call: Call) -> Reply:
     """Answer docker ps from memory, with the bytes that were made for the one before if they do."""
     view, now = call.view_for_read(), utc_now()
     make = functools.partial(make_listing, call, view, now)
-    kept = "ancestor" not in call.query_text and not call.flag("size")
-    if kept:
+    asks_hosts = call.flag("size") or "ancestor" in parse_filters(call.text("filters"))
+    if not asks_hosts:  # those would be asked while others wait for the lock of the answers
         return Reply(200, call.node.answers.get(view, now, call.query_text, make), JSON)
     entries = json.loads(make())
     if call.flag("size"):
@@ -9385,7 +9392,7 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             text = self.request.take_head()
-            head = (parse_head if len(text) > KNOWN_HEAD_BYTES else parse_known_head)(text)
+            head = read_head(text)
             ahead = Ahead(self.connection, self.request.take_rest())
             bulk = bool(head.headers.get("Transfer-Encoding"))
             self._reader = io.BufferedReader(ahead, BULK_BYTES if bulk else io.DEFAULT_BUFFER_SIZE)
@@ -10914,12 +10921,15 @@ def recover_member(place: MemberPlace, snapshot: str) -> None:
     """
     child = EtcdChild(place)
     child.require_startable()
-    shutil.rmtree(place.old_dir, ignore_errors=True)
     if snapshot:
         restore_snapshot(place, snapshot)
     else:
+        kept = place.data_dir.with_name("etcd.new")
+        shutil.rmtree(kept, ignore_errors=True)
         try:
-            shutil.copytree(place.data_dir, place.old_dir)
+            shutil.copytree(place.data_dir, kept)
+            shutil.rmtree(place.old_dir, ignore_errors=True)  # not before there is another copy
+            kept.rename(place.old_dir)
         except (OSError, shutil.Error) as error:
             raise Unavailable(
                 f"cannot keep a copy of {place.data_dir}, and so did nothing: {error.args[-1]}"
@@ -11360,6 +11370,14 @@ class Published(NamedTuple):
     revision: int
 
 
+def wait_published(asked: futures.Future[int], timeout_s: float, host: str) -> int:
+    """Return the revision at which the mesh has a container. Raises EngineDown, MeshDown."""
+    try:
+        return asked.result(timeout=timeout_s)
+    except futures.TimeoutError as e:
+        raise EngineDown(f"the engine of {host} is slow to answer") from e
+
+
 class Publisher:
     """Writes a host's containers to the mesh; the news of one container stay in order.
 
@@ -11412,7 +11430,7 @@ class Publisher:
         ids |= {c.id for c in view.containers.values() if c.host == self._host}
         ids |= {e.id for e in view.names.values() if e.host == self._host and e.id}
         for asked in [self.ask(i) for i in sorted(ids)]:
-            asked.result(timeout=60)
+            wait_published(asked, 60.0, self._host)
 
     def _work(self, ids: queue.SimpleQueue[tuple[str, float]]) -> None:
         due: dict[str, float] = {}  # each noted container, and when its time comes
@@ -12112,7 +12130,7 @@ class Slave:
             if view is not self._seen:
                 self._settle(view)
                 self._seen = view
-        except (ArpanetError, futures.TimeoutError) as e:
+        except ArpanetError as e:
             self.publisher.behind.set()
             log.debug("still behind: %s", e)
 
@@ -12141,10 +12159,8 @@ class Slave:
         Blocks. Raises EngineDown, MeshDown. Thread: agent-N.
         """
         self.node.wait_view(revision)
-        try:
-            written = self.publisher.ask(container_id).result(timeout=SYNC_S * 2)
-        except futures.TimeoutError as e:
-            raise EngineDown(f"the engine of {self.settings.hostname} is slow to answer") from e
+        asked = self.publisher.ask(container_id)
+        written = wait_published(asked, SYNC_S * 2, self.settings.hostname)
         self.links.wait(written)
         return written
 
@@ -12196,7 +12212,7 @@ class Slave:
             try:
                 if not trouble:
                     self._list_anew()
-            except (ArpanetError, futures.TimeoutError) as e:
+            except ArpanetError as e:
                 log.warning("the engine is back, but: %s", e)
                 continue
             log.warning("%s", trouble or "the Docker Engine answers again")
@@ -12300,7 +12316,7 @@ class Slave:
                 if backoff.wait(self._stop):
                     return
                 log.warning("lost the engine's events: %s", e)
-            with contextlib.suppress(ArpanetError, futures.TimeoutError):  # said above; tried again
+            with contextlib.suppress(ArpanetError):  # said above; tried again
                 self._events = self._open_events()
                 self.publisher.publish_all()
 
@@ -13061,13 +13077,17 @@ def lock_holder(path: str) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return 0
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return 0
-    except OSError:
-        return int(os.read(fd, 32) or 0)
-    finally:
-        os.close(fd)
+    with contextlib.closing(io.FileIO(fd)):
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                pid = os.pread(fd, 32, 0).strip()
+                if pid:
+                    return int(pid)
+                threading.Event().wait(0.01)  # it has just taken the lock, and writes its pid next
+            else:
+                return 0
 
 
 def notify_systemd(state: str) -> None:
@@ -14088,6 +14108,9 @@ def carry_for(docker: int, settings: Settings, herald: Herald) -> NoReturn:
         stop.wait()
     except ArpanetError as e:
         herald.fail(e)
+    except BaseException as e:  # a bug: nobody would hear of it otherwise
+        herald.fail(ArpanetError(f"internal error: {e!r}"))
+        raise
     finally:
         carrier.close()
         shutil.rmtree(os.path.dirname(settings.socket), ignore_errors=True)

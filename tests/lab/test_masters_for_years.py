@@ -305,7 +305,10 @@ def test_all_masters_are_lost_and_one_begins_again_with_a_backup(net: Lab) -> No
         forget_all(host, *(["etcd.old"] if host.name == "h3" else []))
     refuse(net["h2"], "recover", code=1, said="no data of a master to recover.*--from FILE")
     refuse(net["h2"], "recover", "--from", "/x", code=1, said="there is no file /x")
+    old = net["h2"].path("/var/lib/arpanet/etcd.old/member")
+    old.mkdir(parents=True, exist_ok=True)
     refuse(net["h2"], "recover", "--from", f"{BACKUP}.bad", code=1, said="etcdctl .* failed: ")
+    assert old.exists()  # what was kept from before goes only when there is something newer
     master(net["h2"], "recover", "--from", BACKUP)
     master(net["h2"], "start")
     assert_all_there(net, things, "h2")  # the slaves notice by themselves

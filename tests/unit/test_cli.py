@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -276,6 +278,17 @@ def test_what_holds_the_lock_runs_whatever_the_file_says(tmp_path: Path) -> None
         arpanet.take_lock(path)
     os.close(lock)
     assert arpanet.lock_holder(path) == 0
+
+
+def test_who_has_just_taken_the_lock_is_waited_for_until_it_says_who_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "slave.pid"
+    with path.open("wb") as file, futures.ThreadPoolExecutor() as pool:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        asked = pool.submit(arpanet.lock_holder, str(path))
+        assert futures.wait([asked], timeout=0.2).not_done
+        file.write(b"4711\n")
+        file.flush()
+        assert asked.result(20 * SLOW) == 4711
 
 
 def test_a_daemon_may_open_as_many_files_as_its_user_may_have(tmp_path: Path) -> None:

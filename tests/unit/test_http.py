@@ -1158,6 +1158,17 @@ def test_a_read_that_hangs_holds_up_the_next_one_for_a_moment_only() -> None:
     assert answers == [5, 5]
 
 
+def test_a_head_with_credentials_is_not_kept_in_memory() -> None:
+    arpanet.parse_known_head.cache_clear()
+    secret = b"GET /v1.41/distribution/x/json HTTP/1.1\r\nx-registry-auth: c2VjcmV0"
+    for head in (secret, b"POST /v1.41/build?buildargs=secret HTTP/1.1\r\nHost: a"):
+        assert arpanet.read_head(head).target == head.split()[1].decode()
+        assert arpanet.parse_known_head.cache_info().currsize == 0
+    for _ in range(2):
+        arpanet.read_head(b"GET /v1.41/containers/json HTTP/1.1\r\nHost: a")
+    assert arpanet.parse_known_head.cache_info().hits == 1
+
+
 def test_a_listing_is_made_once_for_a_view_a_query_and_a_second() -> None:
     made: list[bytes] = []
 
