@@ -9,8 +9,6 @@ machine's settings for apt and pip, into CACHE.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import itertools
 import os
 import pathlib
@@ -23,10 +21,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from debian import call, kept, read_sources
 from lab import SLOW, Process, list_processes
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
-CACHE = pathlib.Path("/var/tmp/arpanet-lab-debian")
 TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "apt-get")
 # Not on a bare Debian, and not what bootstrap.sh is to bring: systemd for a booted machine, busybox
 # for a test image, wget for the README's first line.
@@ -103,20 +101,6 @@ def require_lab() -> None:
         pytest.skip(reason)
 
 
-def call(*command: str | pathlib.Path, within_s: float = 120) -> str:
-    """Return what a command prints, both outputs. Raises AssertionError with it if it fails."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=within_s * SLOW,
-    )
-    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
-    return done.stdout
-
-
 def wait_until(what: str, is_so: Callable[[], bool], within_s: float) -> None:
     """Return when it is so. Raises AssertionError at the deadline."""
     deadline = time.monotonic() + within_s * SLOW
@@ -126,13 +110,6 @@ def wait_until(what: str, is_so: Callable[[], bool], within_s: float) -> None:
 
 
 # ---- what is fetched once -----------------------------------------------------------------------
-
-
-def read_sources() -> list[str]:
-    """Return this machine's sources of Debian for apt, as lines of a sources.list."""
-    form = "$(ORIGIN)|deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
-    targets = call("apt-get", "indextargets", "--format", form, "Identifier: Packages").splitlines()
-    return [line.partition("|")[2] for line in targets if line.startswith("Debian|")]
 
 
 def read_apt_settings() -> str:
@@ -167,25 +144,6 @@ def fetch_packages(directory: pathlib.Path) -> None:
     options = ["--require-hashes", "--no-deps", "--no-build-isolation", "-r", str(tools)]
     download = [*options, "-r", str(REPO / "requirements.txt"), "-d", str(directory)]
     call(python, "-m", "pip", "download", *download, within_s=300)
-
-
-@contextlib.contextmanager
-def kept(name: str, recipe: str, make: Callable[[pathlib.Path], None]) -> Iterator[pathlib.Path]:
-    """Yield a directory of CACHE that is made when its recipe is new, and kept."""
-    CACHE.mkdir(exist_ok=True)
-    wanted = CACHE / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    new = CACHE / f"new-{name}"
-    with open(CACHE / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not wanted.exists():
-            for old in [*CACHE.glob(f"{name}-*"), new]:
-                shutil.rmtree(old, ignore_errors=True)
-            new.mkdir()
-            make(new / name)
-            (new / name).rename(wanted)
-            shutil.rmtree(new)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        yield wanted
 
 
 @pytest.fixture(scope="module")
