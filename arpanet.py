@@ -23,6 +23,7 @@ Threads (name, what it owns, what ends it):
     merge-HOST   one host's part of a merged stream; the end of the stream
     upload       one body on its way to an engine; the end of the body
     publish-N    a share of this host's containers, on their way to the mesh; stop
+    images       what names this host's engine gave to images; stop
     events       the engine's events; stop
     links        the listeners of this host's links; stop
     names        names on networks that were made through arpanet; stop
@@ -676,7 +677,7 @@ class Backoff:
 
 
 def utc_now() -> datetime.datetime:
-    """Return the wall clock; for showing ages to people, never for deciding."""
+    """Return the wall clock; for ages that people see, and for what nobody saw happen."""
     return datetime.datetime.now(datetime.timezone.utc)
 
 
@@ -902,6 +903,16 @@ class Recent(Generic[Value]):
     def values(self) -> list[Value]:
         with self._lock:
             return [*self._rows.values()]
+
+
+def take_all(waiting: queue.SimpleQueue[Value], timeout_s: float) -> list[Value]:
+    """Return what waits in a queue, or what comes first; nothing after the time."""
+    taken: list[Value] = []
+    with contextlib.suppress(queue.Empty):
+        taken.append(waiting.get(timeout=timeout_s))
+        while True:
+            taken.append(waiting.get_nowait())
+    return taken
 
 
 CHUNK_LINE = rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n"
@@ -1693,6 +1704,17 @@ class ImageEntry(NamedTuple):
 
     id: str
     token: str
+    given: str = ""  # when, by the clock of who wrote it
+
+
+def image_row(entry: ImageEntry) -> bytes:
+    """Return the row of what an image's name means; older ones have no "given"."""
+    return dump_json({key: value for key, value in entry._asdict().items() if value})
+
+
+def new_meaning(image_id: str) -> bytes:
+    """Return the row of a name that is given to an image now."""
+    return image_row(ImageEntry(image_id, secrets.token_hex(8), utc_now().isoformat()))
 
 
 class Needs(NamedTuple):
@@ -1930,7 +1952,7 @@ SHAPES: Mapping[str, Mapping[Any, Any]] = {  # of the JSON in each table, as far
     "chores": {"name": str, "token": str, "verb": str, "volumes": [str]},
     "volumes": {"host": str},
     "networks": {"create": {"Name": Maybe(str)}},
-    "images": {"id": str, "token": str},
+    "images": {"id": str, "token": str, "given": Maybe(str)},
     "vips": {"ip": str},
     "addresses": {"name": str},
 }
@@ -1995,7 +2017,7 @@ ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {
     "chores": chore_of,
     "volumes": lambda _, value: VolumePin(value["host"], "token" not in value),
     "networks": lambda _, value: dict(value["create"]),  # what each engine is asked to make
-    "images": lambda _, value: ImageEntry(value["id"], value["token"]),
+    "images": lambda _, value: ImageEntry(value["id"], value["token"], value.get("given") or ""),
     "vips": lambda _, value: parse_ip(value["ip"]),
     "addresses": lambda _, value: value["name"],
 }
@@ -2387,15 +2409,20 @@ def join_tag(name: str, tag: str) -> str:
     return f"{name}{'@' if ':' in tag else ':'}{tag}" if tag else name
 
 
-def mean_images(view: View, image: str, ids: Mapping[str, str]) -> list[str]:
-    """Return those of the hosts with an image of that name whose image is the one that it means.
+def meant_image(view: View, image: str, ids: Mapping[str, str]) -> str:
+    """Return the id of the image that a name means, "" when no host has one.
 
-    ids: host: the image's id there. It means what it was given through arpanet last; when no
-    host has that any more, what the first host has.
+    ids: host: the image's id there. It means what it was given last; when no host has that any
+    more, what the first host has.
     """
     entry = view.images.get(image_name(image))
     first = ids[min(ids)] if ids else ""
-    meant = entry.id if entry and entry.id in ids.values() else first
+    return entry.id if entry and entry.id in ids.values() else first
+
+
+def mean_images(view: View, image: str, ids: Mapping[str, str]) -> list[str]:
+    """Return those of the hosts with an image of that name whose image is the one that it means."""
+    meant = meant_image(view, image, ids)
     return sorted(host for host in ids if ids[host] == meant)
 
 
@@ -5391,6 +5418,14 @@ class SharedRead:
                 gate.release()
 
 
+class Build(NamedTuple):
+    """A stream to the BuildKit of a host, which gives names that nobody sees on the way."""
+
+    key: str
+    host: str
+    is_open: Callable[[], object]
+
+
 class Node:
     """What the threads of a master or slave share."""
 
@@ -5399,6 +5434,7 @@ class Node:
         self.view = View()
         self.exec_hosts: Recent[str] = Recent()  # exec id: host
         self.pull_hosts: Recent[str] = Recent(1000)  # its image_name(): host that a create waits on
+        self.builds: Recent[Build] = Recent(1000)
         self.settled: Recent[ImageEntry] = Recent()  # "HOST NAME": what the name was seen to mean
         self.making = Making()
         self.given_up: Recent[tuple[str, bytes]] = Recent(1000)  # claims: their keys and values
@@ -7866,6 +7902,7 @@ def ask_create(call: Call, host: str, wish: CreateWish, body: Mapping[str, Any])
     Raises the engine's error; 404 when no host has the image, so that the client pulls.
     """
     engine = call.node.require_engine(call.node.view, host)
+    hear_builds(call.node)
     settle_image(call, wish.image, engine)
     query = dict(urllib.parse.parse_qsl(call.query_text), name=wish.name)
     target = f"{call.prefix}/containers/create?{urllib.parse.urlencode(query)}"
@@ -7912,9 +7949,11 @@ def bring_image(
     note: is told how many bytes have gone, now and then.
     """
     view, path = call.node.view, image_path(image)
-    have = [h for h in find_image_hosts(view, image) if h != engine.host.name] if image else []
+    ids = find_image(view, image) if image else {}
+    have = [h for h in mean_images(view, image, ids) if h != engine.host.name]
     if not have:
         return False
+    ask_images(engine.host, name=image_name(image), id=ids[have[0]])
     log.info("moving image %s from %s to %s", image, have[0], engine.host.name)
     source = call.node.engine(view.hosts[have[0]]).send("GET", f"{path}/get")
     with contextlib.closing(source):
@@ -7929,6 +7968,20 @@ def bring_image(
             500, f"image {image} could not be moved to {engine.host.name}: {answer!r}"
         )
     return True
+
+
+def ask_images(host: Host, **brought: str) -> int:
+    """Have a host's slave look at its engine's images; return the revision at which it has told.
+
+    brought: the name and id of what comes there by arpanet's own hand, which is no news. A slave
+    that does not answer is only logged: its own events bring the news later.
+    """
+    try:
+        path = f"/images?{urllib.parse.urlencode(brought)}"
+        return int(http_json(host.agent, "POST", path, SYNC_S * 2, name=host.name)["revision"])
+    except (OSError, ArpanetError, KeyError, TypeError, ValueError) as e:
+        log.warning("the slave did not look at its images, host=%s: %s", host.name, e)
+        return 0
 
 
 COUNT_BYTES = 16 << 20
@@ -8306,17 +8359,21 @@ def remove_link(call: Call) -> Reply:
 
 def get_images(call: Call) -> Reply:
     """Join the images of all hosts by id."""
+    hear_builds(call.node)
     joined: dict[str, dict[str, Any]] = {}
+    holders: dict[str, dict[str, str]] = collections.defaultdict(dict)  # tag: host: the id there
     view = call.view_for_read()
     answers = ask_hosts(view, "GET", call.target())
-    for listed in require_answers(answers).values():
+    for host, listed in require_answers(answers).items():
         for image in listed:
+            for tag in image.get("RepoTags") or ():
+                holders[tag][host] = image["Id"]
             known = joined.setdefault(image["Id"], dict(image, RepoTags=[], RepoDigests=[]))
             for key in ("RepoTags", "RepoDigests"):
                 known[key] = list(dict.fromkeys(known[key] + (image.get(key) or [])))
     for image in joined.values():
         image["RepoTags"] = [
-            t for t in image["RepoTags"] if not is_outdated(view, t, image["Id"], joined)
+            t for t in image["RepoTags"] if meant_image(view, t, holders[t]) == image["Id"]
         ]
         for key, none in (("RepoTags", "<none>:<none>"), ("RepoDigests", "<none>@<none>")):
             image[key] = [t for t in image[key] if t != none] or [t for t in image[key][:1]]
@@ -8332,10 +8389,14 @@ def require_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
     return good
 
 
-def is_outdated(view: View, tag: str, image_id: str, images: Collection[str]) -> bool:
-    """Return whether the name means another one of these images by now."""
-    entry = view.images.get(image_name(tag))
-    return entry is not None and image_id != entry.id and entry.id in images
+def hear_builds(node: Node) -> None:
+    """Wait until the mesh has the names that BuildKit gave in streams through this master."""
+    builds = node.builds.values()
+    ended = [build.key for build in builds if not build.is_open()]
+    for host in {build.host for build in builds} & {h.name for h in node.view.living_hosts()}:
+        node.wait_view(ask_images(node.view.hosts[host]))
+    for key in ended:
+        node.builds.pop(key)
 
 
 def image_path(image: str) -> str:
@@ -8356,6 +8417,7 @@ def find_image_hosts(view: View, image: str) -> list[str]:
 
 def inspect_image(call: Call) -> Reply:
     """Answer from the first host that has the image; the order is fixed, so it does not flap."""
+    hear_builds(call.node)
     view, image = call.view_for_read(), call.params["image"]
     have = find_image_hosts(view, image) if image_name(image) in view.images else []
     return json_reply(first_answer(view.narrowed(have) if have else view, call.target()))
@@ -8378,9 +8440,9 @@ def write_image(node: Node, name: str, image_id: str) -> None:
 
     The engine has done its part by then: a failure is only logged.
     """
-    value = dump_json(ImageEntry(image_id, secrets.token_hex(8))._asdict())
     try:
-        node.wait_view(node.mesh.write(key_of("images", image_name(name)), value))
+        key = key_of("images", image_name(name))
+        node.wait_view(node.mesh.write(key, new_meaning(image_id)))
     except ArpanetError as e:
         log.warning("could not record what %s means: %s", name, e)
 
@@ -8399,7 +8461,7 @@ def forget_images(call: Call, lines: Iterable[Mapping[str, str]]) -> None:
     view = call.node.view
     for name in {image_name(line.get("Untagged", "")) for line in lines} & view.images.keys():
         if not find_image(view, name):
-            row = dump_json(view.images[name]._asdict())  # not one that is written meanwhile
+            row = image_row(view.images[name])  # not one that is written meanwhile
             call.node.mesh.delete(key_of("images", name), value=row)
 
 
@@ -9579,9 +9641,14 @@ class ApiConnection(http.server.BaseHTTPRequestHandler):
         client = socket.socket(fileno=os.dup(self.connection.fileno()))
         client.setblocking(False)
         early_from_client = buffered_bytes(self._reader)
+        counters = LinkCounters()
+        if call.path in ("/session", "/grpc"):
+            key, is_open = secrets.token_hex(8), lambda: counters.active or not counters.total
+            self.server.node.builds.put(key, Build(key, reply.host, is_open))
         self.server.pump.join(
-            client, reply.sock, early_to_far=early_from_client, early_to_near=early_from_engine
-        )
+            client, reply.sock, early_to_far=early_from_client, early_to_near=early_from_engine,
+            counters=counters,
+        )  # fmt: skip
 
 
 class ApiServer(socketserver.TCPServer):
@@ -11521,6 +11588,129 @@ class Publisher:
         return check, Put(key, name_row(self._host, container.id, container.needs))
 
 
+class ImageNews(NamedTuple):
+    """Why this host's images are looked at."""
+
+    name: str = ""  # as image_name() has it: an event says that it was given to
+    id: str = ""
+    late: bool = False  # nobody listened for a while
+    asked: futures.Future[int] | None = None  # gets the revision at which the mesh has all names
+
+
+def image_news(action: str, actor: Mapping[str, Any]) -> ImageNews:
+    """Return what an event about an image tells."""
+    name = (actor.get("Attributes") or {}).get("name") or ""
+    return ImageNews(image_name(name), actor["ID"]) if name and action == "tag" else ImageNews()
+
+
+IMAGES_S = 5.0  # that a removed name waits, and what arpanet brought is no news for
+
+
+class ImageNames:
+    """Tells the mesh which names were given to images on this host's engine.
+
+    It compares what the engine has with what it had, so that it does not matter which action gave
+    a name, or whether anybody heard of it; what is here when it first looks is no news, nor is what
+    arpanet itself brings here. Thread "images" does all of it.
+    """
+
+    def __init__(self, node: Node, engine: Any, stop: threading.Event) -> None:
+        self._node, self._engine, self._stop = node, engine, stop
+        self._path = os.path.join(node.settings.state_dir, "images.json")
+        self._news: queue.SimpleQueue[ImageNews] = queue.SimpleQueue()
+        self._brought: Recent[tuple[str, float]] = Recent(1000)  # name: its id, until when
+        self._told: dict[str, str] | None = None  # name: id, as the mesh knows
+        self._gone: dict[str, float] = {}  # name that was removed: when others are asked for it
+
+    def start(self) -> None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            self._told = dict(json.loads(read_file(self._path)))
+        self.note(ImageNews(late=True))
+        spawn("images", self._work, self._stop)
+
+    def note(self, news: ImageNews) -> None:
+        """Look at the images soon."""
+        self._news.put(news)
+
+    def expect(self, name: str, image_id: str) -> None:
+        """Take it for no news when an image comes, which arpanet is about to bring here."""
+        self._brought.put(name, (image_id, float("inf")))
+
+    def _work(self) -> None:
+        behind: list[ImageNews] = []  # what the mesh was not told in time
+        while not self._stop.is_set():
+            news = [*behind, *take_all(self._news, STEP_S)]
+            behind = []
+            asked = [one.asked for one in news if one.asked]
+            try:
+                revision = self._look(news) if news else 0
+                self._forget()
+            except ArpanetError as e:
+                log.warning("could not tell what images this host has: %s", e)
+                behind = [ImageNews(late=True)]
+                for future in asked:
+                    future.set_exception(e)
+            else:
+                for future in asked:
+                    future.set_result(revision)
+
+    def _look(self, news: Sequence[ImageNews]) -> int:
+        """Tell what names were given; return the revision. Raises EngineDown, MeshDown."""
+        view, here = self._node.sync_view(), names_here(self._engine)
+        told = here if self._told is None else self._told
+        late = any(one.late for one in news)
+        tagged = {(one.name, one.id) for one in news}
+        revision = view.revision
+        for name, image_id in here.items():
+            if told.get(name) == image_id and (name, image_id) not in tagged:
+                continue
+            if self._is_news(view, name, image_id, late=late):
+                row = new_meaning(image_id)
+                revision = max(revision, self._node.mesh.write(key_of("images", name), row))
+        due = time.monotonic() + IMAGES_S
+        self._gone.update(dict.fromkeys(told.keys() - here.keys(), due))
+        if here != self._told:
+            with contextlib.suppress(OSError):  # a full disk: it is looked at anew next time
+                write_file(self._path, dump_json(here))
+        self._told = here
+        return revision
+
+    def _is_news(self, view: View, name: str, image_id: str, *, late: bool) -> bool:
+        """Return whether the name means this image on all hosts from now on.
+
+        late: it may have been given before the name was given elsewhere. Raises EngineDown.
+        """
+        brought, until = self._brought.get(name) or ("", 0.0)
+        if brought == image_id and time.monotonic() < until:
+            self._brought.put(name, (image_id, min(until, time.monotonic() + IMAGES_S)))
+            return False
+        entry = view.images.get(name)
+        if entry is None or entry.id == image_id or not late:
+            return entry is None or entry.id != image_id
+        here, there = tagged_at(self._engine, image_id), parse_time(entry.given)
+        return bool(here and (there is None or here > there))
+
+    def _forget(self) -> None:
+        """Delete the rows of names that were removed here and are on no living host any more."""
+        now = time.monotonic()
+        due = {name for name, when in self._gone.items() if when <= now}
+        if not due:
+            return
+        view = self._node.sync_view()
+        rows = {name: view.images[name] for name in due & view.images.keys()}
+        answers = ask_hosts(view, "GET", "/images/json") if rows else {}
+        kept = {
+            image_name(tag)
+            for listed in good_answers(answers).values()
+            for image in listed
+            for tag in image.get("RepoTags") or ()
+        }
+        for name in rows.keys() - kept if len(good_answers(answers)) == len(answers) else ():
+            self._node.mesh.delete(key_of("images", name), value=image_row(rows[name]))
+        for name in due:
+            del self._gone[name]
+
+
 def connect_engine(path: str) -> Any:
     """Return a docker.APIClient for this machine's engine. Raises EngineDown with what to do."""
     import docker
@@ -11595,6 +11785,21 @@ def containers_at(engine: Any, ips: Collection[str]) -> dict[str, str]:
                 for container_id, endpoint in attached.items():
                     found[endpoint.get("IPv4Address", "").partition("/")[0]] = container_id
     return {ip: found[ip] for ip in ips if ip in found}
+
+
+def names_here(engine: Any) -> dict[str, str]:
+    """Return the id of the image that each name means on an engine. Raises EngineDown."""
+    with engine_errors():
+        tags = [(tag, i["Id"]) for i in engine.images() for tag in i.get("RepoTags") or ()]
+    return {image_name(tag): image_id for tag, image_id in tags if tag != "<none>:<none>"}
+
+
+def tagged_at(engine: Any, image_id: str) -> datetime.datetime | None:
+    """Return when an image last got a name here, as far as the engine knows. Raises EngineDown."""
+    with engine_errors():
+        details = engine.inspect_image(image_id)
+    tagged = (details.get("Metadata") or {}).get("LastTagTime") or ""
+    return parse_time(tagged) or parse_time(details.get("Created") or "")
 
 
 def inspect_engine(engine: Any, container_id: str) -> dict[str, Any] | None:
@@ -11776,14 +11981,9 @@ class LinkKeeper:
 
     def _ask(self) -> None:
         while not self._node.stop.is_set():
-            try:
-                waiting = [self._unknown.get(timeout=STEP_S)]
-            except queue.Empty:
-                continue
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    waiting.append(self._unknown.get_nowait())
-            self._settle(waiting)
+            waiting = take_all(self._unknown, STEP_S)
+            if waiting:
+                self._settle(waiting)
 
     def _settle(self, waiting: Sequence[Waiting]) -> None:
         """Forward or refuse connections by what the engine says now."""
@@ -12061,6 +12261,8 @@ class Agent:
             if not re.fullmatch("[0-9]{1,19}", revision):
                 raise BadRequest(f"a revision is a number, not {revision!r}")
             return {"revision": self._slave.publish(match[1], int(revision))}
+        if verb == "POST" and path == "/images":
+            return {"revision": self._slave.tell_images(dict(urllib.parse.parse_qsl(query)))}
         if verb == "GET" and path == "/status":
             return self._slave.report()
         if verb == "GET" and path == "/doctor":
@@ -12103,11 +12305,13 @@ class Slave:
         self.names.start()
         self._ending.callback(self.names.close)
         self.publisher.start()
+        self.images = ImageNames(self.node, self.engine, self._stop)
         self._say("publishing the containers of this host")
         self._events = self._open_events()
         self._do_chores()
         self.publisher.publish_all()
         self._adopt_volumes()
+        self.images.start()
         Agent(self).start()
         self._make_networks()
         spawn("events", self._read_events, self._stop)
@@ -12163,6 +12367,22 @@ class Slave:
         written = wait_published(asked, SYNC_S * 2, self.settings.hostname)
         self.links.wait(written)
         return written
+
+    def tell_images(self, brought: Mapping[str, str]) -> int:
+        """Return the revision at which the mesh has the names of this host's images.
+
+        brought: the name and id of what is about to be brought here, if that is why we are asked.
+        Blocks. Raises EngineDown, MeshDown. Thread: agent-N.
+        """
+        if brought:
+            self.images.expect(brought.get("name", ""), brought.get("id", ""))
+            return 0
+        asked: futures.Future[int] = futures.Future()
+        self.images.note(ImageNews(asked=asked))
+        try:
+            return asked.result(timeout=SYNC_S * 2)
+        except futures.TimeoutError as e:
+            raise EngineDown(f"the engine of {self.settings.hostname} is slow to answer") from e
 
     def report(self) -> dict[str, Any]:
         """Return what slave status shows."""
@@ -12298,9 +12518,8 @@ class Slave:
 
     def _open_events(self) -> Any:
         with engine_errors():
-            return self.engine.events(
-                decode=True, filters={"type": ["container", "network", "volume"]}
-            )
+            kinds = ["container", "network", "volume", "image"]
+            return self.engine.events(decode=True, filters={"type": kinds})
 
     def _read_events(self) -> None:
         """Publish what changes; when the engine went away, publish all once it is back."""
@@ -12318,6 +12537,7 @@ class Slave:
                 log.warning("lost the engine's events: %s", e)
             with contextlib.suppress(ArpanetError):  # said above; tried again
                 self._events = self._open_events()
+                self.images.note(ImageNews(late=True))
                 self.publisher.publish_all()
 
     def _note_event(self, event: Mapping[str, Any]) -> None:
@@ -12333,6 +12553,8 @@ class Slave:
                 self._adopt_volume(actor["ID"])
             elif action == "destroy":
                 self._volumes -= {actor["ID"]}
+        elif event.get("Type") == "image":
+            self.images.note(image_news(action, actor))
         elif action in PUBLISH_ON:
             self.publisher.note(actor["ID"])
 

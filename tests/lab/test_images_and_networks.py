@@ -167,6 +167,68 @@ def test_an_image_made_anew_by_the_same_name_is_the_one_that_runs_on_every_host(
     docker(net, "image", "prune", "-f")
 
 
+def rebuild_there(lab: Lab, buildkit: str) -> None:
+    program = ["/usr/bin/docker", "build", "-q", "-t", "anew", "-"]
+    lab["h3"].run(program, input="FROM source\nLABEL a=b\n", env={"DOCKER_BUILDKIT": buildkit})
+
+
+def commit_there(lab: Lab) -> None:
+    engine_output(lab, "h3", "create", "--name", "of-source", "source")
+    engine_output(lab, "h3", "commit", "of-source", "anew")
+    engine_output(lab, "h3", "rm", "of-source")
+
+
+THERE: dict[str, Callable[[Lab], Any]] = {
+    "tag": lambda lab: engine_output(lab, "h2", "tag", "source", "anew"),
+    "build": lambda lab: rebuild_there(lab, "0"),
+    "buildkit": lambda lab: rebuild_there(lab, "1"),
+    "load": lambda lab: engine_output(lab, "h3", "load", "-q", "-i", "/run/anew.tar"),
+    "commit": commit_there,
+}
+
+
+@pytest.mark.parametrize("way", THERE)
+def test_a_name_given_on_an_engine_itself_means_the_new_image_on_every_host(
+    net: Lab, way: str
+) -> None:
+    rebuild(net, "source", "second")
+    assert run_everywhere(net, "source", "cat", "/words") == dict.fromkeys(HOSTS, "second")
+    engine_output(net, "h3", "tag", "source", "anew")
+    engine_output(net, "h3", "save", "-o", "/run/anew.tar", "anew")
+    rebuild(net, "anew", "first")
+    assert run_everywhere(net, "anew", "cat", "/words") == dict.fromkeys(HOSTS, "first")
+    THERE[way](net)
+    assert run_everywhere(net, "anew", "cat", "/words") == dict.fromkeys(HOSTS, "second")
+    shown = output(net, "inspect", "-f", "{{.Id}}", "anew", via="h3")
+    assert output(net, "images", "-q", "--no-trunc", "anew", via="h2") == shown
+    assert {engine_output(net, h, "inspect", "-f", "{{.Id}}", "anew") for h in HOSTS} == {shown}
+    docker(net, "rmi", "anew", "source")
+    docker(net, "image", "prune", "-f")
+
+
+def test_a_name_given_while_nobody_listened_means_the_new_image_unless_it_is_older(
+    net: Lab,
+) -> None:
+    for name in ("away", "later"):
+        rebuild(net, name, "first")
+        assert run_everywhere(net, name, "cat", "/words") == dict.fromkeys(HOSTS, "first")
+    net["h3"].run(["arpanet", "slave", "stop"])
+    eventually("h3 is down", lambda: require_down(net, "h3"))
+    for name in ("away", "later"):
+        text = "FROM busybox\nRUN echo there >/words\n"
+        net["h3"].run(["docker", "build", "-q", "-t", name, "-"], input=text)
+    rebuild(net, "later", "second")
+    net["h3"].run(["arpanet", "slave", "start"])
+
+    def all_say(name: str, words: str) -> None:
+        assert run_everywhere(net, name, "cat", "/words") == dict.fromkeys(HOSTS, words)
+
+    eventually("away is what h3 made", lambda: all_say("away", "there"))
+    all_say("later", "second")
+    docker(net, "rmi", "away", "later")
+    docker(net, "image", "prune", "-f")
+
+
 def test_an_image_that_is_gone_from_all_engines_does_not_hinder_the_older_one(net: Lab) -> None:
     rebuild(net, "gone", "first")
     assert run_everywhere(net, "gone", "cat", "/words") == dict.fromkeys(HOSTS, "first")
