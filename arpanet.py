@@ -1811,6 +1811,15 @@ class Container:
         return bool(self.state.get("Running"))
 
     @property
+    def published(self) -> tuple[str, ...]:
+        """Return the host ports that it has while it runs, those that the engine chose too."""
+        return tuple(
+            binding_key(port.get("IP"), port["PublicPort"], port.get("Type"))
+            for port in self.summary.get("Ports") or ()
+            if port.get("PublicPort")
+        )
+
+    @property
     def networks(self) -> Mapping[str, Any]:
         return (self.summary.get("NetworkSettings") or {}).get("Networks") or {}
 
@@ -2119,9 +2128,15 @@ def binding_keys(port_bindings: Mapping[str, Any]) -> Iterator[str]:
     for port, bindings in port_bindings.items():
         protocol = port.partition("/")[2] or "tcp"
         for binding in bindings or ():
-            ip, number = binding.get("HostIp") or "", str(binding.get("HostPort") or "")
+            number = str(binding.get("HostPort") or "")
             if number.isdecimal() and number != "0":  # of 8000-8010 the engine takes a free one
-                yield f"{'' if ip in ('', '0.0.0.0', '::') else ip + ':'}{number}/{protocol}"
+                yield binding_key(binding.get("HostIp"), number, protocol)
+
+
+def binding_key(ip: str | None, number: int | str, protocol: str | None) -> str:
+    """Return "8080/tcp" or "IP:8080/tcp"."""
+    everywhere = ip in (None, "", "0.0.0.0", "::")
+    return f"{'' if everywhere else f'{ip}:'}{number}/{protocol or 'tcp'}"
 
 
 def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Container:
@@ -3003,17 +3018,45 @@ def takers_of(
     ]
 
 
-def load_of(takers: Iterable[Container | NameEntry]) -> Load:
+def taken_by(taker: Container | NameEntry, since: str) -> Needs:
+    """Return what it takes now: what does not run takes nothing, unless it was just made.
+
+    since: who made it after that is about to start it.
+    """
+    if isinstance(taker, NameEntry):
+        return taker.needs
+    if taker.running:
+        return taker.needs._replace(bindings=taker.needs.bindings + taker.published)
+    just_made = taker.state.get("Status") == "created" and taker.created >= since
+    return taker.needs if just_made else NOTHING
+
+
+def load_of(takers: Iterable[Container | NameEntry], since: str) -> Load:
     """Add up what they take of their hosts."""
     count, memory, cpus = (collections.Counter[str]() for _ in range(3))
     bindings: dict[str, set[str]] = {}
     for taker in takers:
         count[taker.host] += 1
-        if any(taker.needs):
-            memory[taker.host] += taker.needs.memory_bytes
-            cpus[taker.host] += taker.needs.nano_cpus
-            bindings.setdefault(taker.host, set()).update(taker.needs.bindings)
+        needs = taken_by(taker, since)
+        if any(needs):
+            memory[taker.host] += needs.memory_bytes
+            cpus[taker.host] += needs.nano_cpus
+            bindings.setdefault(taker.host, set()).update(needs.bindings)
     return Load(count, memory, cpus, bindings)
+
+
+def without_replaced(view: View, wish: CreateWish) -> View:
+    """Return a view less the container in whose place a new one is made.
+
+    Compose makes it beside the old one, as ID_NAME, before it removes that and gives it its name.
+    """
+    short_id, _, name = wish.name.partition("_")
+    old = view.names.get(name)
+    if old is None or len(short_id) != 12 or not old.id.startswith(short_id):
+        return view
+    containers = {i: c for i, c in view.containers.items() if i != old.id}
+    names = {n: entry for n, entry in view.names.items() if n != name}
+    return dataclasses.replace(view, containers=containers, names=names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -3094,9 +3137,9 @@ def decide_order(view: View, host: Host, change: Mapping[str, Any]) -> Order:
 STATES = ("", "cordoned", "drained")
 
 
-def describe_hosts(view: View, hosts: Iterable[Host]) -> list[dict[str, Any]]:
-    """Return what people want to know of hosts."""
-    load = load_of(takers_of(view, {}))
+def describe_hosts(view: View, hosts: Iterable[Host], since: str) -> list[dict[str, Any]]:
+    """Return what people want to know of hosts; since: as for taken_by()."""
+    load = load_of(takers_of(view, {}), since)
     running = collections.Counter(c.host for c in view.containers.values() if c.running)
     return [
         {
@@ -3181,7 +3224,7 @@ def mib(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.0f} MiB"
 
 
-CHECKS = (check_pins, check_state, check_rules, check_ports, check_room)
+CHECKS = (check_pins, check_state, check_rules, check_room)
 
 
 def collide(binding: str, other: str) -> bool:
@@ -3212,6 +3255,7 @@ class Placement(NamedTuple):
     asked: str  # what it asked for, and gets there; "" when any host would have done
     chosen: str  # how it was chosen of those that could take it
     refused: Mapping[str, str]  # why each other host could not
+    taken: str = ""  # the port that somebody has there, when it is so on all that could take it
 
     @property
     def reason(self) -> str:
@@ -3226,11 +3270,13 @@ def place(
     images: Mapping[str, Set[str]] = MappingProxyType({}),
     policy: Policy = SPREAD,
     shunned: Collection[str] = (),
+    since: str = "",
 ) -> Placement:
     """Return the host for a container: of those that can take it, the best by the policy.
 
     making: names that this master is making. images: of each host, for affinities to images.
-    shunned: hosts that did not answer a moment ago, taken when there is no other.
+    shunned: hosts that did not answer a moment ago, taken when there is no other, as are those
+    where its port is taken: only its start needs it. since: as for taken_by().
     Raises NoRoom with the reason of each host.
     """
     if not view.hosts:
@@ -3239,15 +3285,21 @@ def place(
     if unknown:
         raise NoRoom(f"{unknown[0]}, which is not known here")
     found = {rule: find_values(rule, view, images) for rule in wish.affinities}
-    choice = Choice(view, wish, pins, policy, load_of(takers_of(view, making)), found)
-    reasons = {name: obstacle(choice, view.hosts[name]) for name in sorted(view.hosts)}
-    fitting = [name for name, reason in reasons.items() if not reason]
-    refused = {name: reason for name, reason in reasons.items() if reason}
+    load = load_of(takers_of(without_replaced(view, wish), making), since)
+    choice = Choice(view, wish, pins, policy, load, found)
+    refused = {name: obstacle(choice, view.hosts[name]) for name in sorted(view.hosts)}
+    fitting = [name for name, reason in refused.items() if not reason]
     if not fitting:
         told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise NoRoom(f"no host can take {wish.name}: {told}")
-    best = min(fitting, key=lambda name: (name in shunned, rank(choice, view.hosts[name])))
-    return explain(choice, view.hosts[best], fitting)._replace(refused=refused)
+    ports = {name: check_ports(choice, view.hosts[name]) for name in fitting}
+    best = min(fitting, key=lambda h: (h in shunned, ports[h] != "", rank(choice, view.hosts[h])))
+    if not ports[best]:
+        refused |= ports
+    others = [name for name in fitting if ports[best] or not ports[name]]
+    placed = explain(choice, view.hosts[best], others)
+    refused = {name: reason for name, reason in refused.items() if reason}
+    return placed._replace(refused=refused, taken=ports[best])
 
 
 def obstacle(choice: Choice, host: Host) -> str:
@@ -3267,8 +3319,10 @@ def explain(choice: Choice, host: Host, fitting: Sequence[str]) -> Placement:
     return Placement(host.name, asked, chosen, {})
 
 
-def has_room(view: View, wish: CreateWish, host: str, claimed: int, policy: Policy) -> str:
-    """Return why a host has no room for a name claimed at a revision, "" if it has.
+def has_room(
+    view: View, wish: CreateWish, placed: Placement, claimed: int, policy: Policy, since: str = ""
+) -> str:
+    """Return why its host has no room for a name claimed at a revision, "" if it has.
 
     All that were claimed before it count, whoever makes them, and none that came after: so of
     two masters that take the last room at once, the first keeps it, and the other sees it.
@@ -3278,8 +3332,9 @@ def has_room(view: View, wish: CreateWish, host: str, claimed: int, policy: Poli
         for table in (view.names, view.moves)
     )
     view = dataclasses.replace(view, names=names, moves=moves)
-    choice = Choice(view, wish, {}, policy, load_of(takers_of(view, {}, claimed)), {})
-    return check_ports(choice, view.hosts[host]) or check_room(choice, view.hosts[host])
+    load = load_of(takers_of(without_replaced(view, wish), {}, claimed), since)
+    choice, host = Choice(view, wish, {}, policy, load, {}), view.hosts[placed.host]
+    return check_room(choice, host) or ("" if placed.taken else check_ports(choice, host))
 
 
 # ---- containers that are made again elsewhere
@@ -5286,6 +5341,12 @@ READ_NEXT_S = 0.5  # and those that come after it, until one gets an answer
 SHUN_S = 10.0
 QUORUM_S = 0.5
 UNSURE_S = 60  # how long a name waits for what an engine may still make
+START_S = 60  # how long room is kept for a container that was made, and not started
+
+
+def start_awaited_since() -> str:
+    """Return since when what was made is taken to be started yet, as an engine writes times."""
+    return (utc_now() - datetime.timedelta(seconds=START_S)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class Making:
@@ -5309,11 +5370,11 @@ class Making:
         policy: Policy = SPREAD,
     ) -> Placement:
         """Return the host for a container, which is in the making from now on. Raises NoRoom."""
-        now = time.monotonic()
+        now, since = time.monotonic(), start_awaited_since()
         with self._lock:
             shunned = {host for host, until in self._shunned.items() if until > now}
             self._claims.pop(wish.name, None)  # it may come again, when others were first
-            placed = place(view, wish, pins, self._claims, images, policy, shunned)
+            placed = place(view, wish, pins, self._claims, images, policy, shunned, since)
             self._claims[wish.name] = NameEntry(placed.host, "", wish.needs)
             return placed
 
@@ -7747,8 +7808,9 @@ def explain_place(call: Call) -> Reply:
     view = call.view_for_read()
     wish = read_create(call.text("name") or "it", body)
     require_link_targets(view, wish)
-    policy = call.node.policy
-    placed = place(view, wish, pins_of(view, wish), images=images_of(view, wish), policy=policy)
+    policy, images = call.node.policy, images_of(view, wish)
+    since = start_awaited_since()
+    placed = place(view, wish, pins_of(view, wish), images=images, policy=policy, since=since)
     others = {name: placed.refused.get(name, "") for name in sorted(view.hosts)}
     return json_reply({"host": placed.host, "reason": placed.reason, "hosts": others})
 
@@ -7785,8 +7847,9 @@ def place_create(
                 claim = take(call, wish.name, placed.host, wish.needs)
                 attempt.callback(let_go, node, claim)
                 if not any(wish.needs) or not has_room(
-                    node.wait_view(claim.revision), wish, placed.host, claim.revision, node.policy
-                ):
+                    node.wait_view(claim.revision), wish, placed, claim.revision, node.policy,
+                    start_awaited_since(),
+                ):  # fmt: skip
                     undo.enter_context(attempt.pop_all())
                     return Placed(placed, claim, volumes)
         view = node.sync_view()  # somebody else was first
@@ -8088,6 +8151,8 @@ class Mover:
         view = node.sync_view()
         self._running = has_run(view, old)
         placed, claim, _ = place_create(call, view, self._wish, undo, self._claim)
+        if placed.taken and self._running:
+            raise NoRoom(f"no host can take {old.name}: {placed.host}: {placed.taken}")
         self._checks = [
             Check(entry.key, mod_revision=entry.mod_revision),
             Check(claim.key, create_revision=claim.revision),
@@ -8910,8 +8975,10 @@ def get_hosts(call: Call) -> Reply:
     """List all hosts, or describe the one in the path."""
     view, name = call.view_for_read(), call.params.get("host", "")
     if name:
-        return json_reply(describe_hosts(view, [require_host(view, name)])[0])
-    return json_reply(describe_hosts(view, [host for _, host in sorted(view.hosts.items())]))
+        hosts = [require_host(view, name)]
+        return json_reply(describe_hosts(view, hosts, start_awaited_since())[0])
+    hosts = [host for _, host in sorted(view.hosts.items())]
+    return json_reply(describe_hosts(view, hosts, start_awaited_since()))
 
 
 def require_host(view: View, name: str) -> Host:

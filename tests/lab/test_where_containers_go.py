@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from clients import ask, engine_json, engine_names, program, remove_containers
+from clients import ask, engine_json, engine_names, program, remove_containers, require_empty
 from conftest import HOSTS, docker, eventually, output
 from lab import Lab
 
@@ -100,19 +101,73 @@ def test_who_asks_for_nothing_is_spread_and_gets_no_label(zones: Lab) -> None:
 
 
 def test_a_refused_create_names_each_host_and_its_reason(zones: Lab) -> None:
-    ports = ["-p", "8080:80", "busybox"]
+    most = str(engine_json(zones["h1"], "/info")["MemTotal"] * 2 // 3)
+    words = ["-m", most, "-e", "ARPANET_CONSTRAINT1=zone==b", "busybox"]
     for name in ("p1", "p2"):
-        docker(zones, "create", "--name", name, "-e", "ARPANET_CONSTRAINT1=zone==b", *ports)
-    words = ["--name", "p3", "-e", "ARPANET_CONSTRAINT1=zone==b", *ports]
-    done = docker(zones, "run", *words, check=False)
+        docker(zones, "create", "--name", name, *words)
+    done = docker(zones, "run", "--name", "p3", *words, check=False)
     assert done.returncode == 125
-    reasons = (
-        "no host can take p3: h1: zone==b does not hold: it is a; "
-        "h2: port 8080/tcp is taken; h3: port 8080/tcp is taken"
-    )
-    assert reasons in done.stderr
+    left = r"\d+ MiB of \d+ MiB of memory are left"
+    reasons = f"no host can take p3: h1: zone==b does not hold: it is a; h2: {left}; h3: {left}"
+    assert re.search(reasons, done.stderr), done.stderr
     assert "Unable to find image" not in done.stderr, "a client that pulls took it for a 404"
     assert engine_names(zones) == ["p1@h2", "p2@h3"]
+
+
+SLEEP = ["busybox", "sleep", "600"]
+
+
+def test_a_port_goes_where_it_is_free_also_of_those_that_an_engine_chose(zones: Lab) -> None:
+    docker(zones, "run", "-d", "--name", "first@h1", "-p", "80", *SLEEP)
+    chosen = output(zones, "port", "first", "80").splitlines()[0].rpartition(":")[2]
+    for name, host in (("second", "h2"), ("third", "h3")):
+        docker(zones, "run", "-d", "--name", name, "-p", f"{chosen}:80", *SLEEP)
+        assert host_of(zones, name) == host
+    docker(zones, "create", "--name", "fourth", "-p", f"{chosen}:80", *SLEEP)
+    done = docker(zones, "start", "fourth", check=False)
+    assert done.returncode == 1
+    assert "port is already allocated" in done.stderr
+    docker(zones, "stop", "-t", "0", "first", "second", "third")
+    docker(zones, "start", "fourth")
+
+
+def make_anew(engine: Callable[..., Any], *words: str) -> None:
+    """Make a service anew as clients do: stopped and renamed aside, beside it, and compose's way.
+
+    Each time by what no two of them could have at once.
+    """
+    made = [*words, "-p", "8081:80", "-v", "kept:/data", *SLEEP]
+    engine("run", "-d", "--name", "web", *made)
+    engine("stop", "-t", "0", "web")
+    engine("rename", "web", "web-old")
+    engine("run", "-d", "--name", "web", *made)  # portainer, compose 1.29
+    engine("rm", "web-old")
+    short_id = engine("ps", "-q", "-f", "name=web").stdout.strip()
+    engine("create", "--name", f"{short_id}_web", *made)  # compose 2
+    engine("stop", "-t", "0", "web")
+    engine("rm", "web")
+    engine("rename", f"{short_id}_web", "web")
+    engine("start", "web")
+    engine("create", "--name", "beside", "-p", "8081:80", "-v", "kept:/data", *SLEEP)
+    refused = engine("start", "beside", check=False)
+    assert (refused.returncode, "already allocated" in refused.stderr) == (1, True)
+    engine("rm", "-f", "web", "beside")
+    engine("volume", "rm", "kept")
+
+
+def test_what_does_not_run_holds_nothing(zones: Lab) -> None:
+    """The same commands at a bare engine, and at a master."""
+    facts = engine_json(zones["h1"], "/info")
+    all_of_it = ["-m", str(facts["MemTotal"] * 2 // 3), "--cpus", str(facts["NCPU"])]
+
+    def bare(*words: str, check: bool = True) -> Any:
+        return zones["h3"].run(["docker", *words], check=check)
+
+    make_anew(bare, *all_of_it)
+    require_empty(zones)
+    make_anew(functools.partial(docker, zones), *all_of_it)
+    for number in range(7):  # of three hosts
+        docker(zones, "run", "--name", f"job{number}", *all_of_it, "busybox", "true")
 
 
 def test_a_variable_that_does_not_exist_is_refused_with_those_that_do(zones: Lab) -> None:

@@ -20,6 +20,7 @@ from arpanet import (
     NameEntry,
     Needs,
     NoRoom,
+    Placement,
     Policy,
     Recipe,
     apply_changes,
@@ -158,12 +159,13 @@ def test_what_is_being_moved_takes_room_where_it_goes_once() -> None:
     seen = apply_changes(before, 11, [Change("/arpanet/moves/a", dump_json(row), 11)])
     with pytest.raises(NoRoom, match="1024 MiB of 4096 MiB of memory are left"):
         place(seen, wish(memory_bytes=2 * GB), {})
-    assert has_room(seen, wish("a", memory_bytes=3 * GB), "h1", 11, Policy()) == ""
-    assert has_room(seen, wish("b", memory_bytes=3 * GB), "h1", 12, Policy()) != ""
-    assert has_room(seen, wish("b", memory_bytes=3 * GB), "h1", 10, Policy()) == ""
+    there = Placement("h1", "", "", {})
+    assert has_room(seen, wish("a", memory_bytes=3 * GB), there, 11, Policy()) == ""
+    assert has_room(seen, wish("b", memory_bytes=3 * GB), there, 12, Policy()) != ""
+    assert has_room(seen, wish("b", memory_bytes=3 * GB), there, 10, Policy()) == ""
     made = container("a", memory_bytes=3 * GB, Labels={"arpanet.made-again": TOKEN})
-    there = dataclasses.replace(seen, containers={made.id: made})
-    assert place(there, wish(memory_bytes=GB), {}).host == "h1"
+    seen = dataclasses.replace(seen, containers={made.id: made})
+    assert place(seen, wish(memory_bytes=GB), {}).host == "h1"
 
 
 # ---- what it is made of
