@@ -7602,8 +7602,21 @@ def commit_container(call: Call) -> Reply:
     return json_reply(made, 201)
 
 
+def join_image(
+    image: Mapping[str, Any],
+    other: Mapping[str, Any],
+    keys: Collection[str] = ("Containers", "Size", "SharedSize", "VirtualSize"),
+) -> dict[str, Any]:
+    """Return an image with its figures of two hosts added; -1 means unknown and stays that."""
+    figures = {key: (image[key], other.get(key, -1)) for key in keys if key in image}
+    return {**image, **{key: -1 if -1 in pair else sum(pair) for key, pair in figures.items()}}
+
+
 def get_disk_usage(call: Call) -> Reply:
-    """Add up docker system df: images by id, containers by NAME@HOST."""
+    """Add up docker system df: images by id, with what they take on all hosts, as layers do.
+
+    Containers are by NAME@HOST.
+    """
     view = call.view_for_read()
     answers = require_answers(ask_hosts(view, "GET", call.target(), None, 60.0))
     images: dict[str, dict[str, Any]] = {}
@@ -7612,8 +7625,8 @@ def get_disk_usage(call: Call) -> Reply:
     cache: list[dict[str, Any]] = []
     for host, usage in answers.items():
         for image in usage.get("Images") or ():
-            known = images.setdefault(image["Id"], dict(image, Containers=0))
-            known["Containers"] += max(0, image.get("Containers") or 0)
+            known = images.get(image["Id"])
+            images[image["Id"]] = join_image(known, image) if known else image
         for volume in usage.get("Volumes") or ():
             volumes.setdefault(volume["Name"], volume)
         for entry in usage.get("Containers") or ():
@@ -8433,7 +8446,10 @@ def get_images(call: Call) -> Reply:
         for image in listed:
             for tag in image.get("RepoTags") or ():
                 holders[tag][host] = image["Id"]
-            known = joined.setdefault(image["Id"], dict(image, RepoTags=[], RepoDigests=[]))
+            known = joined.get(image["Id"])
+            fresh = dict(image, RepoTags=[], RepoDigests=[])
+            known = join_image(known, image, ["Containers"]) if known else fresh
+            joined[image["Id"]] = known
             for key in ("RepoTags", "RepoDigests"):
                 known[key] = list(dict.fromkeys(known[key] + (image.get(key) or [])))
     for image in joined.values():
@@ -8442,7 +8458,10 @@ def get_images(call: Call) -> Reply:
         ]
         for key, none in (("RepoTags", "<none>:<none>"), ("RepoDigests", "<none>@<none>")):
             image[key] = [t for t in image[key] if t != none] or [t for t in image[key][:1]]
-    return json_reply(sorted(joined.values(), key=lambda i: -i.get("Created", 0)))
+    by_name = "reference" in parse_filters(call.text("filters"))
+    named = {i for ids in holders.values() for i in ids.values()} if by_name else set()
+    found = [i for i in joined.values() if i["RepoTags"] or i["Id"] not in named]
+    return json_reply(sorted(found, key=lambda i: -i.get("Created", 0)))
 
 
 def require_answers(answers: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from clients import engine_json
 from conftest import HOSTS, curl, docker, eventually, output
+from debian import CLIENTS, run_in, unstable
 from lab import Lab
 
 
@@ -204,6 +206,45 @@ def test_a_name_given_on_an_engine_itself_means_the_new_image_on_every_host(
     assert {engine_output(net, h, "inspect", "-f", "{{.Id}}", "anew") for h in HOSTS} == {shown}
     docker(net, "rmi", "anew", "source")
     docker(net, "image", "prune", "-f")
+
+
+def test_a_build_by_todays_docker_means_the_new_image_on_every_host(net: Lab) -> None:
+    context = net.client.path("/run/buildx")
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM busybox\nCOPY words /words\n")
+    for number, via in enumerate(HOSTS):
+        (context / "words").write_text(f"today {number}\n")
+        command = ["docker", "build", "-t", "today", "/run/buildx"]
+        with unstable("clients", CLIENTS) as root:
+            run_in(net.client, root, command, {"DOCKER_HOST": f"tcp://{net[via].ip}:8791"})
+        shown = output(net, "images", "-q", "--no-trunc", "today", via=via)
+        assert shown == output(net, "inspect", "-f", "{{.Id}}", "today", via=via)
+        said = run_everywhere(net, "today", "cat", "/words")
+        assert said == dict.fromkeys(HOSTS, f"today {number}")
+    docker(net, "rmi", "today")
+
+
+def test_what_an_image_takes_is_that_of_all_hosts(net: Lab) -> None:
+    rebuild(net, "counted", "words")
+    assert set(run_everywhere(net, "counted", "true")) == set(HOSTS)
+    docker(net, "run", "-d", "--init", "--name", "user@h2", "counted", "sleep", "1000")
+    _, usage = ask(net, "h3", "GET", "/system/df")
+    engines = [engine_json(host, "/system/df") for host in net.hosts]
+
+    def all_of(key: str) -> int:
+        images = [i for e in engines for i in e["Images"] if i["RepoTags"] == ["counted:latest"]]
+        assert len(images) == len(HOSTS)
+        return int(sum(image[key] for image in images))
+
+    [found] = [i for i in usage["Images"] if i["RepoTags"] == ["counted:latest"]]
+    keys = ("Containers", "Size", "SharedSize")
+    assert {key: found[key] for key in keys} == {key: all_of(key) for key in keys}
+    assert found["Containers"] == 1
+    assert usage["LayersSize"] == sum(engine["LayersSize"] for engine in engines)
+    used = [i["Size"] - i["SharedSize"] for i in usage["Images"] if i["Containers"]]
+    assert 0 < sum(used) <= usage["LayersSize"]
+    docker(net, "rm", "-f", "user")
+    docker(net, "rmi", "counted")
 
 
 def test_a_name_given_while_nobody_listened_means_the_new_image_unless_it_is_older(
