@@ -8454,7 +8454,9 @@ def get_images(call: Call) -> Reply:
                 known[key] = list(dict.fromkeys(known[key] + (image.get(key) or [])))
     for image in joined.values():
         image["RepoTags"] = [
-            t for t in image["RepoTags"] if meant_image(view, t, holders[t]) == image["Id"]
+            t
+            for t in image["RepoTags"]
+            if t == "<none>:<none>" or meant_image(view, t, holders[t]) == image["Id"]
         ]
         for key, none in (("RepoTags", "<none>:<none>"), ("RepoDigests", "<none>@<none>")):
             image[key] = [t for t in image[key] if t != none] or [t for t in image[key][:1]]
