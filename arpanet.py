@@ -1670,6 +1670,7 @@ class Host(NamedTuple):
     version: str
     engine: Mapping[str, Any]  # facts that its slave wrote, see engine_facts()
     labels: Mapping[str, str] = MappingProxyType({})  # as its slave was told
+    declares: bool = True  # what its containers declared has rows: its slave has seen to it
 
     @property
     def agent(self) -> HostPort:
@@ -1796,6 +1797,22 @@ class Link(NamedTuple):
     vip: str
 
 
+class Declared(NamedTuple):
+    """What was asked of arpanet for a container when it was made (declared/ID).
+
+    This alone opens links and places the container again: its labels may be those of its image.
+    """
+
+    host: str
+    links: tuple[Link, ...] = ()
+    labels: Mapping[str, str] = MappingProxyType({})  # its rules
+    env: tuple[str, ...] = ()  # names of the variables that its links gave it
+
+    @property
+    def row(self) -> bytes:
+        return dump_json({**self._asdict(), "labels": dict(self.labels)})
+
+
 @dataclasses.dataclass(frozen=True)
 class Container:
     """One container, as its slave published it (containers/HOST/ID)."""
@@ -1807,7 +1824,6 @@ class Container:
     state: Mapping[str, Any]  # of the engine's inspect: Status, ExitCode, StartedAt, ...
     expose: tuple[str, ...]  # "5432/tcp"
     needs: Needs
-    links: tuple[Link, ...]
     created: str  # in UTC, to the nanosecond; as text these are in the order of time
     # network: its names there, and "TARGET:ALIAS", what it calls others there
     aliases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -1872,6 +1888,7 @@ class View:
     networks: Mapping[str, NetworkEntry] = dataclasses.field(default_factory=dict)
     images: Mapping[str, ImageEntry] = dataclasses.field(default_factory=dict)
     recipes: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)  # by container id
+    declared: Mapping[str, Declared] = dataclasses.field(default_factory=dict)  # by container id
     # name: its next host; the id is the token of the move
     moves: Mapping[str, NameEntry] = dataclasses.field(default_factory=dict)
     chores: Mapping[str, Chore] = dataclasses.field(default_factory=dict)  # HOST/ID, HOST/TOKEN
@@ -1884,6 +1901,10 @@ class View:
         return frozenset(
             [m.ip for m in self.masters.values()] + [h.ip for h in self.hosts.values()]
         )
+
+    def declared_of(self, container: Container) -> Declared:
+        """Return what was declared for a container."""
+        return self.declared.get(container.id) or Declared(container.host)
 
     def trouble(self, host: str) -> str:
         """Return why a host cannot be asked for anything, "" if it can."""
@@ -1964,6 +1985,7 @@ SHAPES: Mapping[str, Mapping[Any, Any]] = {  # of the JSON in each table, as far
             "build": Maybe(STRINGS),
         },
         "labels": Maybe(STRINGS),
+        "declares": Maybe(bool),
     },
     "orders": {"state": str, "labels": {str: Maybe(str)}},
     "alive": {"machine": str, "trouble": Maybe(str)},
@@ -1989,6 +2011,7 @@ SHAPES: Mapping[str, Mapping[Any, Any]] = {  # of the JSON in each table, as far
     },
     **dict.fromkeys(("names", "moves"), {"host": str, "id": str, **NEEDS}),
     "recipes": {"host": str, "query": str, "body": {}},
+    "declared": {"host": str, "links": [[str]], "labels": STRINGS, "env": [str]},
     "chores": {"name": str, "token": str, "verb": str, "volumes": [str]},
     "volumes": {"host": str},
     "networks": {"create": {"Name": Maybe(str)}},
@@ -2019,7 +2042,14 @@ def host_of(name: str, value: dict[str, Any]) -> Host:
     for version in ("api", "min_api"):
         parse_api(engine.get(version) or "1.41")
     machine, version, labels = value["machine"], value["version"], value.get("labels") or {}
-    return Host(name, parse_ip(value["ip"]), port, machine, version, engine, labels)
+    declares = bool(value.get("declares"))
+    return Host(name, parse_ip(value["ip"]), port, machine, version, engine, labels, declares)
+
+
+def declared_of(_: str, value: dict[str, Any]) -> Declared:
+    """Return what was declared for a container. Raises ValueError."""
+    links = tuple(Link(target, alias, parse_ip(vip)) for target, alias, vip in value["links"])
+    return Declared(value["host"], links, value["labels"], tuple(value["env"]))
 
 
 def master_of(name: str, value: dict[str, Any]) -> MasterInfo:
@@ -2060,6 +2090,7 @@ ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {
         lambda _, value: NameEntry(value["host"], value["id"], needs_of(value)),
     ),
     "recipes": lambda _, value: Recipe(value["host"], value["query"], value["body"]),
+    "declared": declared_of,
     "chores": chore_of,
     "volumes": lambda _, value: VolumePin(value["host"], "token" not in value),
     "networks": network_of,
@@ -2242,7 +2273,6 @@ def binding_key(ip: str | None, number: int | str, protocol: str | None) -> str:
 def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Container:
     """Return the container that a slave published. Raises KeyError, TypeError, ValueError."""
     summary = record["summary"]
-    labels = summary.get("Labels") or {}
     return Container(
         host,
         container_id,
@@ -2251,7 +2281,6 @@ def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Con
         record["state"],
         tuple(record["expose"]),
         needs_of(record),
-        read_links_label(labels),
         record["created"],
         {network: tuple(names) for network, names in record["aliases"].items()},
         {network: tuple(links) for network, links in record.get("calls", {}).items()},
@@ -2259,7 +2288,7 @@ def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Con
 
 
 def read_links_label(labels: Mapping[str, str]) -> tuple[Link, ...]:
-    """Return the links that a container's label records, () when it was tampered with."""
+    """Return the links that a label of an older arpanet records, () when it was tampered with."""
     try:
         rows = json.loads(labels.get(LABEL_LINKS, "[]"))
         return tuple(Link(str(to), str(alias), parse_ip(vip)) for to, alias, vip in rows)
@@ -2292,6 +2321,22 @@ def deserves_name(view: View, container: Container, entry: NameEntry | None) -> 
     return deserving and not is_doomed(view, container)
 
 
+def declared_before(view: View, details: Mapping[str, Any], image: Mapping[str, str]) -> Declared:
+    """Return what was declared for a container by an older arpanet, which only labelled it.
+
+    What its image says alike was not: declared are the other rules, and links to an address that
+    the target has. details: of the engine; image: the labels of the image.
+    """
+    config = details["Config"]
+    own = {k: v for k, v in (config.get("Labels") or {}).items() if image.get(k) != v}
+    links = tuple(k for k in read_links_label(own) if view.vips.get(k.target) == k.vip)
+    names = [line.partition("=")[0] for line in config.get("Env") or ()]
+    given = "|".join(re.escape(variable_prefix(link)) for link in links)
+    pattern = f"({given})_(NAME|PORT|PORT_.*|ENV_.*)"
+    env = tuple(name for name in names if links and re.fullmatch(pattern, name))
+    return Declared("", links, {k: v for k, v in own.items() if is_rule(k)}, env)
+
+
 def token_of(container: Container) -> str:
     """Return the token of the move that made a container, "" for none."""
     return str((container.summary.get("Labels") or {}).get(LABEL_MADE) or "")
@@ -2299,8 +2344,10 @@ def token_of(container: Container) -> str:
 
 def is_doomed(view: View, container: Container) -> bool:
     """Return whether a container is to be removed, now or if its move comes to nothing."""
-    keys = (f"{container.host}/{what}" for what in (container.id, token_of(container)))
-    return any(key in view.chores and view.chores[key].verb == "remove" for key in keys)
+    own = view.chores.get(f"{container.host}/{container.id}")
+    half = view.chores.get(f"{container.host}/{token_of(container)}")
+    chores = (own, half if half and half.name == container.name else None)  # no image's token
+    return any(chore is not None and chore.verb == "remove" for chore in chores)
 
 
 def decide_names(view: View, host: str) -> list[Container]:
@@ -2836,6 +2883,7 @@ LISTS = {
     "reschedule": "com.docker.swarm.reschedule-policies",
 }
 WISHES = "host|reschedule|(?:constraint|affinity)[0-9]*"
+SWARM = "(constraint|affinity|reschedule):(.*)"
 RESCHEDULE = {"on-host-failure": True, "on-node-failure": True, "off": False}
 VARIABLES = (
     "ARPANET_LINK1=NAME:ALIAS, ARPANET_VOLUME1=/PATH, ARPANET_CONSTRAINT1=KEY==VALUE and "
@@ -2861,7 +2909,7 @@ def split_env(env: Iterable[str]) -> EnvWish:
     found: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
     for line in env:
         name, _, value = line.partition("=")
-        swarm = re.fullmatch("(constraint|affinity|reschedule):(.*)", line)
+        swarm = re.fullmatch(SWARM, line)
         if swarm:
             found[swarm[1]].append((0, swarm[2]))
         if swarm or not name.startswith("ARPANET_"):
@@ -2878,6 +2926,16 @@ def split_env(env: Iterable[str]) -> EnvWish:
             found[match[1]].append((int(match[2] or 0), value))
     lists = {kind: tuple(v for _, v in sorted(rows)) for kind, rows in found.items()}
     return EnvWish(tuple(rest), lists.pop("LINK", ()), lists.pop("VOLUME", ()), labels, lists)
+
+
+def is_wish(line: str) -> bool:
+    """Return whether a variable is a wish to arpanet, when the user gives it."""
+    return line.startswith("ARPANET_") or re.fullmatch(SWARM, line) is not None
+
+
+def is_rule(label: str) -> bool:
+    """Return whether a label is a rule, when the user gives it."""
+    return label in LISTS.values() or re.fullmatch(rf"arpanet\.({WISHES})", label) is not None
 
 
 class Rules(NamedTuple):
@@ -3113,8 +3171,8 @@ def takers_of(
     soon = {**making, **view.names}
     claims = [e for name, e in soon.items() if name not in there]
     if view.moves:
-        made = {token_of(c) for c in view.containers.values()}
-        claims += [e for e in view.moves.values() if e.id not in made]
+        made = {(c.name, token_of(c)) for c in view.containers.values()}
+        claims += [e for name, e in view.moves.items() if (name, e.id) not in made]
     return [
         *view.containers.values(),
         *(e for e in claims if until is None or e.revision <= until),
@@ -3507,11 +3565,17 @@ def decide_cargo(container: Container, details: Mapping[str, Any], allowed: bool
     return sorted(cargo, key=operator.attrgetter("path"))
 
 
-def body_again(details: Mapping[str, Any], cargo: Sequence[Cargo] = ()) -> dict[str, Any]:
+NOT_DECLARED = Declared("")
+
+
+def body_again(
+    details: Mapping[str, Any], cargo: Sequence[Cargo] = (), declared: Declared = NOT_DECLARED
+) -> dict[str, Any]:
     """Return the body that makes a container like the one an engine describes.
 
-    Its links are in it as the host entries, variables and label that came of them. What its image
-    has where a volume is mounted is not to be mixed with the data that comes.
+    Its links are in it as the host entries and variables that came of them. What its image says to
+    arpanet is not, and comes of the image again. What that has where a volume is mounted is not to
+    be mixed with the data that comes.
     """
     config, short = details["Config"], details["Id"][:12]
     found = (details.get("NetworkSettings") or {}).get("Networks") or {}
@@ -3521,14 +3585,19 @@ def body_again(details: Mapping[str, Any], cargo: Sequence[Cargo] = ()) -> dict[
         if name not in STANDARD_NETWORKS
     }
     body = {k: v for k, v in config.items() if k != "MacAddress" and v != short}
-    labels = {k: v for k, v in (config.get("Labels") or {}).items() if k != LABEL_PLACED}
+    records = (LABEL_LINKS, LABEL_VOLUMES, LABEL_PLACED, LABEL_MADE)
+    said = config.get("Labels") or {}
+    labels = {k: v for k, v in said.items() if k not in records and not is_rule(k)}
+    labels |= {**declared.labels, **links_label(declared.links)}
+    env = [line for line in config.get("Env") or () if not is_wish(line)]
     network = {"EndpointsConfig": networks}
     host_config = dict(details["HostConfig"])
     if cargo:
         mounts = [m for m in host_config.get("Mounts") or () if m.get("Type") != "volume"]
         binds = [f"{volume.name}:{volume.path}:nocopy" for volume in cargo]
         host_config.update(Binds=binds, Mounts=mounts, VolumesFrom=None)
-    return {**body, "Labels": labels, "HostConfig": host_config, "NetworkingConfig": network}
+    again = {"Env": env, "Labels": labels, "HostConfig": host_config}
+    return {**body, **again, "NetworkingConfig": network}
 
 
 def decide_move(container: Container, body: Mapping[str, Any], host: str) -> CreateWish:
@@ -3564,6 +3633,28 @@ def choose_vip(view: View, subnet: str, name: str) -> str:
     raise NoRoom(f"all {room} addresses of the links' network {subnet} are taken")
 
 
+def variable_prefix(link: Link) -> str:
+    """Return what the variables of a link begin with."""
+    return link.alias.upper().replace("-", "_")
+
+
+def decide_free(view: View) -> dict[str, str]:
+    """Return the addresses that nobody needs, and whose they were.
+
+    Needed are those of names that somebody has, and of links, also to a name that nobody has now.
+    None is free while a host may have links that are not recorded yet.
+    """
+    if not all(host.declares for host in view.hosts.values()):
+        return {}
+    linked = {link.vip for declared in view.declared.values() for link in declared.links}
+    there = {c.name for c in view.containers.values()} | view.names.keys()
+    return {
+        ip: name
+        for ip, name in view.addresses.items()
+        if ip not in linked and (name not in there or view.vips.get(name) != ip)
+    }
+
+
 def link_environment(
     consumer: str, link: Link, expose: Sequence[str], env: Sequence[str]
 ) -> list[str]:
@@ -3571,7 +3662,7 @@ def link_environment(
 
     expose: "5432/tcp"; env: the target's variables.
     """
-    prefix = link.alias.upper().replace("-", "_")
+    prefix = variable_prefix(link)
     ports = sorted(parse_expose(expose))
     lines = []
     if ports:
@@ -3651,6 +3742,24 @@ class LinkTarget(NamedTuple):
     env: tuple[str, ...]
 
 
+def links_label(links: Sequence[Link]) -> dict[str, str]:
+    """Return the label that tells people of a container's links."""
+    return {LABEL_LINKS: json.dumps([list(link) for link in links])} if links else {}
+
+
+def link_variables(wish: CreateWish, targets: Sequence[LinkTarget]) -> list[str]:
+    """Return the variables that its links give a container, less those that the user gives."""
+    own = {line.partition("=")[0] for line in wish.env}  # of two, most programs see the first
+    env = [line for t in targets for line in link_environment(wish.name, t.link, t.expose, t.env)]
+    return [line for line in env if line.partition("=")[0] not in own]
+
+
+def declare_new(host: str, wish: CreateWish, targets: Sequence[LinkTarget]) -> Declared:
+    """Return what a create declares."""
+    env = dict.fromkeys(line.partition("=")[0] for line in link_variables(wish, targets))
+    return Declared(host, tuple(t.link for t in targets), wish.labels, tuple(env))
+
+
 def create_body(
     body: Mapping[str, Any],
     wish: CreateWish,
@@ -3663,9 +3772,7 @@ def create_body(
     resolvers: who is asked for names, if the user does not say; none: whom the engine asks.
     """
     host_config = dict(body.get("HostConfig") or {})
-    own = {line.partition("=")[0] for line in wish.env}  # of two, most programs see the first
-    env = [line for t in targets for line in link_environment(wish.name, t.link, t.expose, t.env)]
-    env = [line for line in env if line.partition("=")[0] not in own]
+    env = link_variables(wish, targets)
     hosts = strings_of(host_config, "ExtraHosts", "HostConfig.ExtraHosts")
     given = {entry.partition(":")[0] for entry in hosts}
     for t in targets:
@@ -3673,8 +3780,7 @@ def create_body(
         entries = [f"{n}:{t.link.vip}" for n in names if n and n not in given]
         hosts += tuple(entry for entry in entries if entry not in hosts)
     labels = dict(object_of(body, "Labels", "Labels"))
-    if targets:
-        labels[LABEL_LINKS] = json.dumps([list(t.link) for t in targets])
+    labels.update(links_label([t.link for t in targets]))
     labels.update({LABEL_VOLUMES: ",".join(wish.volumes)} if wish.volumes else {})
     labels.update(wish.labels)
     labels.update({LABEL_PLACED: reason} if reason else {})
@@ -3730,7 +3836,7 @@ def targets_of(view: View, consumer: Container) -> dict[str, str]:
     """Return whom a container may reach by a virtual address: names, and their addresses."""
     neighbours = {c.name for c in neighbours_of(view, consumer)}
     reach = {name: view.vips[name] for name in neighbours & view.vips.keys()}
-    return reach | {link.target: link.vip for link in consumer.links}
+    return reach | {link.target: link.vip for link in view.declared_of(consumer).links}
 
 
 def decide_links(view: View, host: str) -> LinkTable:
@@ -7534,7 +7640,9 @@ def inspect_container(call: Call) -> Reply:
     host = call.node.view.hosts[container.host]
     details["Name"] = f"/{shown_name(call.node.view, container)}"
     details["Host"] = {"Name": host.name, "IP": host.ip}
-    links = [f"/{k.target}:{details['Name'].partition('@')[0]}/{k.alias}" for k in container.links]
+    name = details["Name"].partition("@")[0]
+    found = call.node.view.declared_of(container).links
+    links = [f"/{link.target}:{name}/{link.alias}" for link in found]
     if links:
         details["HostConfig"]["Links"] = links
     return json_reply(with_network_ids(details, call.node.view.network_ids))
@@ -7896,7 +8004,8 @@ def make_somewhere(
         try:
             made = make_on(call, view, wish, body, placed.placement, links)
             recipe = Recipe(host, call.query_text, body) if wish.reschedule else None
-            keep_created(call, placed, wish, made["Id"], recipe)
+            declared = declare_new(host, wish, links)
+            keep_created(call, placed, wish, made["Id"], declared, recipe)
         except Unsure:
             undo.close()
             reserve_name(call.node, wish.name, host)
@@ -7935,6 +8044,7 @@ def name_resolvers(node: Node, view: View, wish: CreateWish, host: str) -> list[
     """
     if not view.networks.keys() & set(wish.networks):
         return []
+    node.sync_view()  # with the name claimed, its address is not given back any more
     claim_vip(node, wish.name)
     own = resolver_of(node.settings.link_subnet)
     return [own, *view.hosts[host].engine.get("resolvers", ())]
@@ -8066,11 +8176,54 @@ def describe_links(
     return described
 
 
+FREE_AT_ONCE = 100  # in a transaction
+
+
+def free_addresses(node: Node, of: Callable[[str], bool] = bool) -> int:
+    """Give back the addresses that nobody needs; return how many. Raises MeshDown.
+
+    of: says of an address whether it may go. Who gets a name, or links to one, at this moment
+    writes a row that is checked here.
+    """
+    revision, entries = node.mesh.read_prefix(key_of("addresses", ""))
+    view = node.wait_view(revision)
+    free = {key_of("addresses", ip): name for ip, name in decide_free(view).items() if of(ip)}
+    found = [entry for entry in entries if entry.key in free]
+    total = 0
+    for start in range(0, len(found), FREE_AT_ONCE):
+        chunk = found[start : start + FREE_AT_ONCE]
+        whole = free_chunk(node, view, chunk, free)
+        total += len(chunk) if whole else sum(free_chunk(node, view, [e], free) for e in chunk)
+    return total
+
+
+def free_chunk(node: Node, view: View, rows: Sequence[Entry], names: Mapping[str, str]) -> bool:
+    """Delete these addresses, and the rows of their names, if all are as they were read."""
+    own = [names[e.key] for e in rows if view.vips.get(names[e.key]) == e.key.rpartition("/")[2]]
+    checks = [Check(e.key, mod_revision=e.mod_revision) for e in rows]
+    checks += [Check(key_of("names", name), create_revision=0) for name in own]
+    gone = [*(e.key for e in rows), *(key_of("vips", name) for name in own)]
+    return node.mesh.commit(checks, [], gone) is not None
+
+
+def find_vip(node: Node, name: str) -> str:
+    """Return the virtual address that a name gets, if need be one that nobody needs any more.
+
+    Raises NoRoom.
+    """
+    try:
+        return choose_vip(node.view, node.settings.link_subnet, name)
+    except NoRoom:
+        if not free_addresses(node):
+            raise
+        return choose_vip(node.sync_view(), node.settings.link_subnet, name)
+
+
 def claim_vip(node: Node, name: str) -> str:
     """Return the virtual address of a name, claimed if it has none yet. Raises NoRoom."""
     view = node.view
     while name not in view.vips:
-        vip = choose_vip(view, node.settings.link_subnet, name)
+        vip = find_vip(node, name)
         rows = {
             key_of("vips", name): dump_json({"ip": vip}),
             key_of("addresses", vip): dump_json({"name": name}),
@@ -8205,8 +8358,33 @@ def counted(blocks: Iterable[bytes], note: Callable[[int], object]) -> Iterator[
         yield block
 
 
+def declare(node: Node, container_id: str, declared: Declared) -> None:
+    """Record what a new container declared. Raises Conflict when a link's target has gone.
+
+    The addresses of its links are written again with it: none is given back at this moment.
+    """
+    if not declared.links and not declared.labels:
+        return
+    row = Put(key_of("declared", container_id), declared.row)
+    done = None
+    while done is None:
+        rows = {link: node.mesh.read(key_of("addresses", link.vip)) for link in declared.links}
+        for link, entry in rows.items():
+            if entry is None or read_value(entry.value).get("name") != link.target:
+                raise Conflict(f"{link.target} was removed or renamed at this moment; try again")
+        held = {entry.key: entry for entry in rows.values() if entry}
+        checks = [Check(key, mod_revision=entry.mod_revision) for key, entry in held.items()]
+        puts = [Put(key, entry.value) for key, entry in held.items()]
+        done = node.mesh.commit(checks, [row, *puts])
+
+
 def keep_created(
-    call: Call, placed: Placed, wish: CreateWish, container_id: str, recipe: Recipe | None
+    call: Call,
+    placed: Placed,
+    wish: CreateWish,
+    container_id: str,
+    declared: Declared,
+    recipe: Recipe | None,
 ) -> None:
     """Give a new container its name and volumes for good; undo the create when that fails.
 
@@ -8214,6 +8392,7 @@ def keep_created(
     """
     node, host, claim = call.node, placed.placement.host, placed.claim
     try:
+        declare(node, container_id, declared)
         if recipe:
             node.mesh.write(key_of("recipes", container_id), dump_json(recipe._asdict()))
         for volume in wish.volumes:
@@ -8226,7 +8405,7 @@ def keep_created(
             keep_name(node, claim, host, container_id, wish.needs)
         else:
             node.give_up(claim.key, claim.value)
-    except (LostClaim, MeshDown) as e:
+    except (Conflict, LostClaim, MeshDown) as e:
         engine = node.require_engine(node.view, host)
         with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
             engine.send("DELETE", f"/containers/{container_id}?v=1", timeout_s=30.0).read()
@@ -8352,6 +8531,9 @@ class Mover:
             image = urllib.parse.quote(with_tag(wish.image), safe="")
             target.send("POST", f"/images/create?fromImage={image}").read()
             made = make()["Id"]
+        new, kept = declare_new(placed.host, wish, links), view.declared_of(self._old)
+        carried = kept._replace(host=placed.host, labels=wish.labels)
+        declare(node, made, new if links else carried)
         for name, endpoint in networks.items():
             order = {"Container": made, "EndpointConfig": endpoint}
             target.fetch("POST", f"/networks/{urllib.parse.quote(name, safe='')}/connect", order)
@@ -8391,6 +8573,7 @@ class Mover:
             key_of("chores", host, self._token),
             key_of("containers", old.host, old.id),
             key_of("recipes", old.id),
+            key_of("declared", old.id),
         ]
         revision = node.mesh.commit(self._checks, puts, gone)
         if not revision:
@@ -8496,6 +8679,9 @@ def rescue(node: Node, container: Container) -> str:
         raise Conflict(f"{container.full_name} is back, or has been made again already")
     typed = dict(urllib.parse.parse_qsl(recipe.query)).get("name", "")
     wish = read_create(container.name + "".join(typed.partition("@")[1:]), recipe.body)
+    links = view.declared_of(container).links  # their targets may have other names by now
+    if wish.links and links:
+        wish = wish._replace(links=tuple(LinkWish(link.target, link.alias) for link in links))
     return Mover(node, container, recipe, wish).run()
 
 
@@ -8510,7 +8696,7 @@ def move_container(call: Call) -> Reply:
     details = source.fetch("GET", f"/containers/{container.id}/json")
     found = decide_cargo(container, details, call.flag("volumes"))
     cargo = [check_volume(call.node.view, source, container, volume) for volume in found]
-    body = body_again(details, cargo)
+    body = body_again(details, cargo, call.node.view.declared_of(container))
     wish = decide_move(container, body, host)
     body["Labels"].update(wish.labels)
     left = threading.Event()
@@ -8556,8 +8742,10 @@ def check_volume(view: View, source: Engine, container: Container, volume: Cargo
 def remove_link(call: Call) -> Reply:
     """Refuse docker rm --link: a link is a part of the container that was made with it."""
     reference, alias = call.params["container"], call.params["alias"]
-    found = find_container(call.view_for_change(), reference)
-    if call.flag("link") and found and any(k.alias == alias for k in found.links):
+    view = call.view_for_change()
+    found = find_container(view, reference)
+    links = view.declared_of(found).links if found else ()
+    if call.flag("link") and any(link.alias == alias for link in links):
         raise NotSupported(
             f"taking a link off is not supported: remove {reference} and run it again without"
         )
@@ -11800,6 +11988,8 @@ class Publisher:
         rows = [key_of("containers", self._host, container_id)] if known or not since else []
         if container_id in view.recipes:
             rows.append(key_of("recipes", container_id))
+        if container_id in view.declared:
+            rows.append(key_of("declared", container_id))
         if not (names or rows):
             return since
         revision = self._remove(names | ({known.name} if known else set()), container_id, rows)
@@ -12661,6 +12851,7 @@ class Slave:
             "version": __version__,
             "engine": engine_facts(self.engine),
             "labels": dict(self.settings.label),
+            "declares": True,
         }
 
     def _alive(self, trouble: str) -> dict[str, bytes]:
@@ -12707,12 +12898,38 @@ class Slave:
         if not known and mesh.claim(key, row) is None:
             self.node.sync_view()
             return self._register()
+        if known and not known.declares:
+            self._take_over()
         mesh.write(key, row)
         self.presence = Lease(mesh, self._alive(""), stop=self._stop, ttl_s=settings.lease_s)
         self._ending.callback(self.presence.stop)
         self.presence.publish()
         self.node.wait_view(mesh.read_revision())
         return None
+
+    def _take_over(self) -> None:
+        """Record what the containers here declared to an older arpanet: once, the host's row says.
+
+        Raises EngineDown, MeshDown.
+        """
+        import docker
+
+        view, host = self.node.view, self.settings.hostname
+        for c in [c for c in view.containers.values() if c.host == host]:
+            labels = c.summary.get("Labels") or {}
+            if c.id in view.declared or not any(k == LABEL_LINKS or is_rule(k) for k in labels):
+                continue
+            with engine_errors():
+                try:
+                    details = self.engine.inspect_container(c.id)
+                    image = self.engine.inspect_image(details["Image"])
+                except docker.errors.NotFound as e:
+                    log.warning("%s has no links and rules any more: %s", c.full_name, e)
+                    continue
+            known = declared_before(view, details, (image.get("Config") or {}).get("Labels") or {})
+            if known.links or known.labels:
+                row = known._replace(host=host).row
+                self.node.mesh.write(key_of("declared", c.id), row)
 
     def _do_chores(self) -> None:
         """Do what moves that are over have left to do here. Raises EngineDown, MeshDown."""
@@ -12722,7 +12939,8 @@ class Slave:
             ids, volumes, is_half = [what], chore.volumes, len(what) == 16
             if is_half:
                 marked = f"{LABEL_MADE}={what}"
-                ids = [c["Id"] for c in list_engine(self.engine, label=marked)]
+                half = list_engine(self.engine, label=marked)  # an image may have the label too
+                ids = [c["Id"] for c in half if f"/{chore.name}" in c["Names"]]
                 with engine_errors():
                     found = (self.engine.volumes(filters={"label": marked}) or {}).get("Volumes")
                 volumes = tuple(volume["Name"] for volume in found or ())
@@ -13181,6 +13399,9 @@ def tell_rescues(results: Mapping[str, Any], told: Mapping[str, str]) -> dict[st
     return failed
 
 
+FREE_S = 60.0  # that an address waits for its name to come back
+
+
 class Master:
     """Keeps this machine's etcd, its lease, and the Docker API."""
 
@@ -13188,6 +13409,7 @@ class Master:
         self.settings, self._stop, self._say = settings, stop, say
         self.member = EtcdMember(member_place(settings), stop=stop, say=say)
         self._news = ""  # what step() logged last
+        self._free, self._free_due = frozenset[str](), 0.0  # addresses that nobody needed then
         self._halt = threading.Event()  # set after stop, when the last requests are answered
         self.pump = Pump(self._halt)
         self.hangups = HangupWatch(self._halt)
@@ -13285,6 +13507,20 @@ class Master:
             log.info("etcd: %s", news)
             self._news = news
         self.node.require_current()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Give back the addresses that nobody needed for FREE_S; one master does it for all."""
+        view = self.node.view
+        first = min(view.masters, default="")
+        if time.monotonic() < self._free_due or self.settings.hostname != first:
+            return
+        free, unneeded = self._free, frozenset(decide_free(view))
+        self._free, self._free_due = unneeded, time.monotonic() + FREE_S
+        if free & unneeded:
+            with contextlib.suppress(MeshDown, Unsure):
+                count = free_addresses(self.node, free.__contains__)
+                log.info("gave back %d addresses of names that are gone", count)
 
     def close(self) -> None:
         self._ending.close()
@@ -14314,7 +14550,8 @@ def require_lost(settings: Settings, place: MemberPlace) -> None:
 def forget_host(mesh: Mesh, name: str, volumes: bool) -> None:
     """Delete what the mesh has of a host, its names and, if asked, its volumes."""
     mesh.delete_prefix(key_of("containers", name, ""))
-    for table in ("names", "recipes", "volumes") if volumes else ("names", "recipes"):
+    mesh.delete_prefix(key_of("chores", name, ""))
+    for table in ("names", "recipes", "declared", *(("volumes",) if volumes else ())):
         for entry in mesh.read_prefix(key_of(table, ""))[1]:
             if read_value(entry.value).get("host") == name:
                 mesh.delete(entry.key, value=entry.value)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent import futures
 
 import pytest
-from conftest import HOSTS, docker, eventually, host_of, output, remove_all
+from conftest import HOSTS, docker, etcdctl, eventually, host_of, output, remove_all
 from lab import SLOW, Host, Lab
 
 PAGE = "hello from the lab"
@@ -332,3 +332,109 @@ def test_a_docker_client_that_half_closes_at_once_gets_all_output(net: Lab) -> N
     with futures.ThreadPoolExecutor(4) as pool:
         said = list(pool.map(one, range(80)))
     assert said == [str(n) for n in range(80)]
+
+
+# ---- what an image says
+
+FORGED_LABELS = {
+    "arpanet.links": '[["test1", "test1", "VIP"]]',
+    "arpanet.volumes": "data",
+    "arpanet.placed": "h3: said",
+    "arpanet.made-again": "0" * 16,
+    "arpanet.host": "h3",
+    "arpanet.reschedule": "on-host-failure",
+    "arpanet.constraint1": "host==h3",
+    "arpanet.affinity1": "container==test1",
+    "com.docker.swarm.constraints": '["host==h3"]',
+    "com.docker.swarm.affinities": "no JSON",
+    "com.docker.swarm.reschedule-policies": '["on-node-failure"]',
+}
+FORGED_ENV = {
+    "ARPANET_LINK1": "test1:test1",
+    "ARPANET_VOLUME1": "data:/data",
+    "ARPANET_HOST": "h3",
+    "ARPANET_RESCHEDULE": "on-host-failure",
+    "ARPANET_NONSENSE": "1",
+    "constraint:host": "=h3",
+}
+
+
+def forge_images(engine: Host, changes: list[str], number: int) -> None:
+    """Make images of one that has each some of the changes, the first has all."""
+    engine_docker(engine, "create", "--name", "template", "busybox", "sleep", "600")
+    for n in range(number):
+        chosen = [c for i, c in enumerate(changes) if not n or (n * 37 >> i % 7) & 1]
+        words = [part for change in chosen for part in ("--change", change)]
+        engine_docker(engine, "commit", *words, "template", f"forged:{n}")
+    engine_docker(engine, "rm", "template")
+
+
+def test_what_an_image_says_opens_pins_places_and_moves_nothing(net: Lab) -> None:
+    start_on(net, "h1", "test1", "web")
+    start_on(net, "h2", "user", "--link", "test1", "busybox", "sleep", "600", port=19998)
+    vip = vip_of(net, "user", "test1")
+    changes = [f"LABEL {k}={json.dumps(v).replace('VIP', vip)}" for k, v in FORGED_LABELS.items()]
+    changes += [f"ENV {k}={v}" for k, v in FORGED_ENV.items()]
+    forge_images(net["h2"], changes, 100)
+    before = {t: etcd_keys(net, t) for t in ("declared", "volumes", "recipes", "chores")}
+    with futures.ThreadPoolExecutor(4) as pool:
+        words = ("create", "-e", "ARPANET_HOST=h2")
+        made = [("--name", f"forged-{n}", f"forged:{n}") for n in range(1, 100)]
+        assert len([*pool.map(lambda one: docker(net, *words, *one), made)]) == 99
+    asked = etcd_keys(net, "declared") - before["declared"]
+    assert len(asked) == 99, "that they are to be on h2"
+    docker(net, "rm", "-f", *(f"forged-{n}" for n in range(1, 100)))
+    eventually("they are gone", lambda: require(etcd_keys(net, "declared") == before["declared"]))
+
+    docker(net, "run", "-d", "--name", "forged@h2", "--label", "mine=1", "forged:0")
+    engine_docker(net["h2"], "run", "-d", "--name", "past", "forged:0")
+    eventually("it is listed", lambda: host_of(net, "past"))
+    assert host_of(net, "forged") == "h2"
+    for name, to in (("forged", "h1"), ("past", "h1"), ("forged", "h2")):
+        for on in (name, "past"):
+            assert try_fetch(net, on, vip).returncode, "a link that nobody declared"
+        net["h1"].run(["arpanet", "move", name, to])
+        assert host_of(net, name) == to
+    assert try_fetch(net, "past", vip).returncode
+    assert fetch(net, "user", vip) == PAGE
+    assert output(net, "inspect", "-f", "{{.Config.Labels.mine}}", "forged") == "1"
+    after = {t: etcd_keys(net, t) for t in before}
+    assert [len(after[t] - before[t]) for t in before] == [1, 0, 0, 0], "forged asked for a host"
+    assert output(net, "volume", "ls", "-q") == ""
+
+
+def require(what: bool) -> bool:
+    assert what
+    return what
+
+
+def etcd_keys(net: Lab, table: str) -> set[str]:
+    """Return the keys of a table."""
+    words = etcdctl(net["h1"], "get", "--prefix", f"/arpanet/{table}/", "--keys-only")
+    return set(net["h1"].run(words).stdout.split())
+
+
+def test_links_of_an_older_arpanet_are_taken_over_once(net: Lab) -> None:
+    """Without the row and its mark, the host is what an older arpanet left."""
+    docker(net, "run", "-d", "--name", "test1@h1", "web")
+    docker(net, "run", "-d", "--name", "user@h2", "--link", "test1", "busybox", "sleep", "600")
+    vip = vip_of(net, "user", "test1")
+    net["h2"].run(["arpanet", "slave", "stop"])
+    (key,) = etcd_keys(net, "declared")
+    row = net["h1"].run(etcdctl(net["h1"], "get", "--print-value-only", key)).stdout.strip()
+    net["h1"].run(etcdctl(net["h1"], "del", key))
+    words = etcdctl(net["h1"], "get", "--print-value-only", "/arpanet/hosts/h2")
+    known = json.loads(net["h1"].run(words).stdout)
+    del known["declares"]
+    net["h1"].run(etcdctl(net["h1"], "put", "/arpanet/hosts/h2", json.dumps(known)))
+    forge = ["--label", f'arpanet.links=[["test1", "test1", "{vip}"]]', "busybox", "sleep", "600"]
+    net["h2"].run(["arpanet", "slave", "start"])
+    assert fetch(net, "user", "test1") == PAGE
+    again = net["h1"].run(etcdctl(net["h1"], "get", "--print-value-only", key)).stdout
+    assert {**json.loads(again), "labels": {}} == {**json.loads(row), "labels": {}}
+    engine_docker(net["h2"], "run", "-d", "--name", "past", *forge)
+    eventually("it is listed", lambda: host_of(net, "past"))
+    net["h2"].run(["arpanet", "slave", "stop"])
+    net["h2"].run(["arpanet", "slave", "start"])
+    assert try_fetch(net, "past", vip).returncode, "it is done once"
+    assert fetch(net, "user", "test1") == PAGE

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from arpanet import (
     Container,
     CreateWish,
+    Declared,
     Host,
     HostPort,
     Link,
@@ -58,7 +59,6 @@ def container(
     bindings: Sequence[str] = (),
     memory_bytes: int = 0,
     nano_cpus: int = 0,
-    links: Sequence[Link] = (),
     state: Mapping[str, Any] | None = None,
     **summary: Any,
 ) -> Container:
@@ -75,7 +75,6 @@ def container(
         state={**facts, **times, **(state or {})},
         expose=tuple(expose),
         needs=Needs(memory_bytes, nano_cpus, tuple(bindings)),
-        links=tuple(links),
         created=f"{created:012}",
     )
 
@@ -89,8 +88,12 @@ def view(
     vips: Mapping[str, str] | None = None,
     names: Mapping[str, NameEntry] | None = None,
     orders: Mapping[str, Order] | None = None,
+    links: Mapping[str, Sequence[Link]] | None = None,
 ) -> View:
-    """Return a view with these containers, their names, and three hosts that are up."""
+    """Return a view with these containers, their names, and three hosts that are up.
+
+    links: of containers, by name.
+    """
     known = [host(h) if isinstance(h, str) else h for h in hosts]
     return View(
         revision=7,
@@ -102,6 +105,7 @@ def view(
         names={c.name: NameEntry(c.host, c.id) for c in containers} | dict(names or {}),
         volumes={v: VolumePin(h, settled=True) for v, h in (volumes or {}).items()},
         vips=dict(vips or {}),
+        declared={id_of(n): Declared("h1", tuple(found)) for n, found in (links or {}).items()},
         addresses={ip: name for name, ip in (vips or {}).items()},
     )
 

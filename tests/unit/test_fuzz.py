@@ -317,6 +317,8 @@ def good_row(table: str) -> Any:
         "images": {"id": "sha256:1", "token": "t"}, "volumes": {"host": "h1"},
         "networks": {"create": {"Name": "net"}}, "vips": {"ip": "198.18.0.1"},
         "addresses": {"name": "web"},
+        "declared": {"host": "h1", "links": [["db", "x", "198.18.0.1"]], "labels": {"a": "b"},
+                     "env": ["X_NAME"]},
     }  # fmt: skip
     return rows[table]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,9 @@ from builders import agent_of, container, view
 
 import arpanet
 from arpanet import (
+    Conflict,
+    Declared,
+    Entry,
     HostPort,
     Link,
     LinkRoute,
@@ -19,6 +24,7 @@ from arpanet import (
     View,
     choose_vip,
     decide_links,
+    declared_before,
     find_route,
     link_environment,
 )
@@ -47,6 +53,120 @@ def test_every_address_is_given_but_the_networks_own_and_the_resolvers() -> None
     assert set(vips.values()) == {f"198.18.0.{n}" for n in range(2, 255)}
     with pytest.raises(NoRoom, match="all 253 addresses"):
         choose_vip(view(vips=vips), SUBNET, "one-more")
+
+
+class FakeMesh:
+    """A store of rows that counts its revisions, as far as addresses need one, and its view."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Entry] = {}
+        self.view = view()
+        self.settings = SimpleNamespace(link_subnet=SUBNET)
+        self.mesh, self.revision = self, 1
+
+    def put(self, key: str, value: bytes) -> None:
+        table, _, name = key.removeprefix("/arpanet/").partition("/")
+        self.revision += 1
+        created = self.rows[key].create_revision if key in self.rows else self.revision
+        self.rows[key] = Entry(key, value, 1, self.revision, created, 0)
+        getattr(self.view, table)[name] = arpanet.row_of(table, name, value)
+
+    def delete(self, key: str) -> None:
+        table, _, name = key.removeprefix("/arpanet/").partition("/")
+        self.rows.pop(key, None)
+        getattr(self.view, table).pop(name, None)
+
+    def holds(self, check: arpanet.Check) -> bool:
+        entry = self.rows.get(check.key)
+        created, modified = (entry.create_revision, entry.mod_revision) if entry else (0, 0)
+        return check.create_revision in (None, created) and check.mod_revision in (None, modified)
+
+    def commit(
+        self, checks: Sequence[arpanet.Check], puts: Sequence[arpanet.Put], gone: Sequence[str] = ()
+    ) -> int | None:
+        if not all(map(self.holds, checks)):
+            return None
+        for put in puts:
+            self.put(put.key, put.value)
+        for key in gone:
+            self.delete(key)
+        return self.revision
+
+    def claim_all(self, rows: dict[str, bytes]) -> bool:
+        checks = [arpanet.Check(key, create_revision=0) for key in rows]
+        return self.commit(checks, [arpanet.Put(*row) for row in rows.items()]) is not None
+
+    def read(self, key: str) -> Entry | None:
+        return self.rows.get(key)
+
+    def read_prefix(self, prefix: str) -> tuple[int, list[Entry]]:
+        return self.revision, [e for key, e in self.rows.items() if key.startswith(prefix)]
+
+    def sync_view(self) -> View:
+        return self.view
+
+    def wait_view(self, _revision: int) -> View:
+        return self.view
+
+
+def test_70000_names_come_and_go_and_their_addresses_are_free_again() -> None:
+    node: Any = FakeMesh()
+    node.settings.link_subnet = "198.18.0.0/16"
+    kept = arpanet.claim_vip(node, "kept")
+    node.put("/arpanet/names/kept", arpanet.name_row("h1", "1", arpanet.NOTHING))
+    for n in range(70_000):
+        arpanet.claim_vip(node, f"c{n}")
+        if n % 7_000 == 6_999:
+            assert arpanet.free_addresses(node) == 7_000
+    assert (node.view.vips, node.view.addresses) == ({"kept": kept}, {kept: "kept"})
+
+
+def test_what_nobody_needs_makes_room_when_all_is_taken() -> None:
+    node: Any = FakeMesh()
+    for n in range(600):
+        arpanet.claim_vip(node, f"c{n}")
+    for n in range(600, 853):
+        node.put(f"/arpanet/names/c{n}", arpanet.name_row("h1", "1", arpanet.NOTHING))
+        arpanet.claim_vip(node, f"c{n}")
+    assert len(set(node.view.vips.values())) == 253
+    with pytest.raises(NoRoom, match="all 253 addresses"):
+        arpanet.claim_vip(node, "one-more")
+
+
+def test_an_address_is_kept_for_a_link_whose_target_is_gone() -> None:
+    node: Any = FakeMesh()
+    vip = arpanet.claim_vip(node, "db")
+    arpanet.declare(node, "1", Declared("h1", (Link("db", "x", vip),)))
+    assert arpanet.free_addresses(node) == 0
+    node.delete("/arpanet/declared/1")
+    node.view.hosts["h3"] = node.view.hosts["h3"]._replace(declares=False)
+    assert arpanet.free_addresses(node) == 0, "h3 may have a link that has no row yet"
+    node.view.hosts["h3"] = node.view.hosts["h3"]._replace(declares=True)
+    assert arpanet.free_addresses(node) == 1
+    with pytest.raises(Conflict, match="db was removed or renamed"):
+        arpanet.declare(node, "2", Declared("h1", (Link("db", "x", vip),)))
+    assert node.view.declared == {}
+
+
+@pytest.mark.parametrize("row", ["names", "declared"])
+def test_an_address_that_is_needed_again_at_this_moment_is_kept(row: str) -> None:
+    node: Any = FakeMesh()
+    vip, other = arpanet.claim_vip(node, "db"), arpanet.claim_vip(node, "other")
+    read = node.read_prefix
+
+    def read_late(prefix: str) -> tuple[int, list[Entry]]:
+        """Return what was there just before somebody came, whom the view does not show yet."""
+        found = read(prefix)
+        if row == "names":
+            node.put("/arpanet/names/db", arpanet.name_row("h1", "1", arpanet.NOTHING))
+        else:
+            arpanet.declare(node, "1", Declared("h1", (Link("db", "x", vip),)))
+        getattr(node.view, row).clear()
+        return found  # type: ignore[no-any-return]
+
+    node.read_prefix = read_late
+    assert arpanet.free_addresses(node) == 1
+    assert node.view.addresses == {vip: "db"} != {other: "other"}
 
 
 # ---- link_environment (docker's own links, engine 20.10)
@@ -138,26 +258,55 @@ def test_ports_that_cannot_be_read_are_left_out() -> None:
 # ---- decide_links
 
 VIP = "198.18.0.1"
-WEB = container("web", "h1", ip="172.17.0.9", links=[Link("db", "x", VIP)])
+WEB = container("web", "h1", ip="172.17.0.9")
+LINKED = {"web": [Link("db", "x", VIP)]}
 DB = container("db", "h2", ip="172.17.0.5", expose=["5432/tcp", "5433/tcp", "53/udp"])
 
 
 def test_a_host_listens_for_the_links_of_its_own_containers() -> None:
-    table = decide_links(view(WEB, DB), "h1")
+    table = decide_links(view(WEB, DB, links=LINKED), "h1")
     assert table.listeners == {HostPort(VIP, 5432): "db", HostPort(VIP, 5433): "db"}
     assert table.allowed == {("172.17.0.9", "db")}
     assert table.revision == 7
-    other = decide_links(view(WEB, DB), "h2")
+    other = decide_links(view(WEB, DB, links=LINKED), "h2")
     assert (other.listeners, other.allowed) == ({}, frozenset())
 
 
 def test_a_consumer_that_does_not_run_may_not_connect() -> None:
     stopped = dataclasses.replace(WEB, state={"Running": False})
-    assert decide_links(view(stopped, DB), "h1").allowed == frozenset()
+    assert decide_links(view(stopped, DB, links=LINKED), "h1").allowed == frozenset()
 
 
 def test_without_its_target_a_link_has_no_listener() -> None:
-    assert decide_links(view(WEB), "h1").listeners == {}
+    assert decide_links(view(WEB, links=LINKED), "h1").listeners == {}
+
+
+def test_a_label_opens_no_link() -> None:
+    says = container("web", "h1", Labels={"arpanet.links": json.dumps([["db", "x", VIP]])})
+    table = decide_links(view(says, DB), "h1")
+    assert (table.listeners, table.allowed) == ({}, frozenset())
+
+
+OLD = {"arpanet.links": f'[["db", "x", "{VIP}"]]'}
+OLDER: list[tuple[dict[str, str], dict[str, str], list[Link], list[str]]] = [
+    (OLD, {}, [Link("db", "x", VIP)], ["X_PORT", "X_NAME"]),
+    (OLD, {"arpanet.links": "[]"}, [Link("db", "x", VIP)], ["X_PORT", "X_NAME"]),
+    (OLD, OLD, [], []),
+    ({"arpanet.links": '[["db", "x", "198.18.0.2"]]'}, {}, [], []),
+    ({"arpanet.links": f'[["web", "x", "{VIP}"]]'}, {}, [], []),
+    ({}, {}, [], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("labels", "image", "links", "env"), OLDER)
+def test_what_an_older_arpanet_labelled_is_taken_over_but_nothing_of_the_image(
+    labels: dict[str, str], image: dict[str, str], links: list[Link], env: list[str]
+) -> None:
+    rule = {"arpanet.host": "h1"}
+    config = {"Labels": labels | rule, "Env": ["X_PORT=1", "X_NAME=2", "X_PORTS=3", "Y_NAME=4"]}
+    found = declared_before(view(DB, vips={"db": VIP}), {"Config": config}, image)
+    assert found == Declared("", tuple(links), rule, tuple(env))
+    assert declared_before(view(DB), {"Config": config}, labels | rule) == Declared("", labels={})
 
 
 # ---- find_route

@@ -71,7 +71,7 @@ FULL = apply_changes(View(), 5, [put(key, row) for key, row in ROWS.items()])
 
 def test_every_table_is_read() -> None:
     assert FULL.revision == 5
-    assert FULL.hosts["h1"] == arpanet.Host("h1", "10.0.0.1", 8792, "m", "0.1.0", {})
+    assert FULL.hosts["h1"] == arpanet.Host("h1", "10.0.0.1", 8792, "m", "0.1.0", {}, {}, False)
     assert FULL.masters["h1"] == arpanet.MasterInfo("h1", "10.0.0.1", 8791, "0.1.0")
     assert FULL.alive == {"h1": ""}
     assert FULL.containers["abc"].full_name == "web@h1"

@@ -16,7 +16,9 @@ from arpanet import (
     Change,
     Chore,
     Conflict,
+    Declared,
     EngineDown,
+    Link,
     NameEntry,
     Needs,
     NoRoom,
@@ -107,6 +109,12 @@ def test_what_is_in_the_making_does_not_take_the_name_when_that_goes_free() -> N
     assert decide_names(dataclasses.replace(seen, chores={}), "h2") == [MADE]
 
 
+def test_a_token_that_an_image_says_dooms_nobody() -> None:
+    chores = {f"h2/{TOKEN}": Chore("another", TOKEN, "remove")}
+    seen = dataclasses.replace(view(MADE), names={}, chores=chores)
+    assert decide_names(seen, "h2") == [MADE]
+
+
 # ---- what is left to do
 
 
@@ -171,11 +179,20 @@ def test_what_is_being_moved_takes_room_where_it_goes_once() -> None:
 # ---- what it is made of
 
 
+RULES = {"arpanet.constraint1": "zone==b"}
+DECLARED = Declared("h1", (Link("db", "x", "198.18.0.1"),), RULES)
+FORGED_ENV = ["ARPANET_LINK1=db", "ARPANET_VOLUME1=/v", "ARPANET_X=1", "constraint:zone==c"]
+FORGED = {
+    "arpanet.links": '[["admin", "x", "198.18.0.2"]]', "arpanet.host": "h9", "arpanet.volumes": "v",
+    "arpanet.affinity2": "container==admin", "arpanet.reschedule": "on-host-failure",
+    "arpanet.made-again": TOKEN, "com.docker.swarm.constraints": "no JSON",
+}  # fmt: skip
 DETAILS: dict[str, Any] = {
     "Id": id_of("web"),
     "Config": {
-        "Image": "web", "Hostname": id_of("web")[:12], "MacAddress": "02:42", "Env": ["A=1"],
-        "Labels": {"arpanet.placed": "h1: spread", "arpanet.constraint1": "zone==b"},
+        "Image": "web", "Hostname": id_of("web")[:12], "MacAddress": "02:42",
+        "Env": ["A=1", *FORGED_ENV],
+        "Labels": {"a": "b", "arpanet.placed": "h1: spread", **FORGED, **RULES},
     },
     "HostConfig": {"Memory": GB, "NetworkMode": "shop"},
     "NetworkSettings": {
@@ -185,10 +202,11 @@ DETAILS: dict[str, Any] = {
 
 
 def test_a_container_is_made_again_of_what_its_engine_says() -> None:
-    assert body_again(DETAILS) == {
+    links = '[["db", "x", "198.18.0.1"]]'
+    assert body_again(DETAILS, (), DECLARED) == {
         "Image": "web",
         "Env": ["A=1"],
-        "Labels": {"arpanet.constraint1": "zone==b"},
+        "Labels": {"a": "b", "arpanet.links": links, **RULES},
         "HostConfig": {"Memory": GB, "NetworkMode": "shop"},
         "NetworkingConfig": {"EndpointsConfig": {"shop": {"Aliases": ["w"]}}},
     }
@@ -217,7 +235,7 @@ def test_volumes_that_go_along_get_nothing_of_the_image() -> None:
 def test_a_container_that_is_moved_keeps_its_wishes_but_for_its_host(
     label: str, to: str, constraints: list[str]
 ) -> None:
-    body = body_again(DETAILS)
+    body = body_again(DETAILS, (), DECLARED)
     body["Labels"].update({"arpanet.host": label} if label else {})
     asked = decide_move(container("web", "h1"), body, to)
     assert [str(rule) for rule in asked.constraints] == constraints
