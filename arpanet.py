@@ -86,7 +86,16 @@ import time
 import urllib.parse
 import uuid
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Set,
+)
 from concurrent import futures
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -1845,13 +1854,13 @@ class Container:
 
     @functools.cached_property
     def listed(self) -> bytes:
-        """Return its entry of GET /containers/json, named NAME@HOST, up to its Status."""
-        return self.list_as(self.full_name)
+        """Return its entry of GET /containers/json up to its Status."""
+        return self.list_as(list_names(self.name, self.host))
 
-    def list_as(self, name: str) -> bytes:
-        """Return the same by another name."""
+    def list_as(self, names: Sequence[str]) -> bytes:
+        """Return the same by other names."""
         entry = {k: v for k, v in self.summary.items() if k != "Status"}
-        entry["Names"] = [f"/{name}"]
+        entry["Names"] = names
         entry = with_network_ids(entry, self.network_ids)
         return dump_plain(entry)[:-1] + b',"Status":'
 
@@ -2302,7 +2311,7 @@ def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Con
         record["created"],
         {network: tuple(names) for network, names in record["aliases"].items()},
         {network: tuple(links) for network, links in record.get("calls", {}).items()},
-        bool(record.get("auto_remove")),
+        auto_remove=bool(record.get("auto_remove")),
     )
 
 
@@ -2320,10 +2329,23 @@ def nickname(container: Container) -> str:
     return f"{container.name}-{container.id[:6]}"
 
 
+def plain_name(view: View, container: Container) -> str:
+    """Return NAME, or its nickname for one that shares its name with an older one."""
+    return nickname(container) if container.id in view.nicknamed else container.name
+
+
 def shown_name(view: View, container: Container) -> str:
     """Return NAME@HOST, with a nickname for one that shares its name with an older one."""
-    name = nickname(container) if container.id in view.nicknamed else container.name
-    return f"{name}@{container.host}"
+    return f"{plain_name(view, container)}@{container.host}"
+
+
+def list_names(name: str, host: str, plain_first: bool = False) -> list[str]:
+    """Return a container's names in a listing: one for people, and one for whom it is an engine's.
+
+    Source: docker CLI 20.10 and 28 show the first; programs look for /NAME among them.
+    """
+    names = [f"/{name}@{host}", f"/{name}"]
+    return names[::-1] if plain_first else names
 
 
 def deserves_name(view: View, container: Container, entry: NameEntry | None) -> bool:
@@ -2542,7 +2564,9 @@ def quoted(text: str) -> bytes:
     return dump_plain(text)
 
 
-def list_entry(view: View, container: Container, now: datetime.datetime) -> bytes:
+def list_entry(
+    view: View, container: Container, now: datetime.datetime, plain_first: bool = False
+) -> bytes:
     """Return the container's entry of GET /containers/json."""
     if container.host not in view.alive:
         status = "Host Down"
@@ -2550,8 +2574,11 @@ def list_entry(view: View, container: Container, now: datetime.datetime) -> byte
         status = "Host Down (engine)"
     else:
         status = status_text(container.state, now)
-    named = container.id in view.nicknamed
-    listed = container.list_as(shown_name(view, container)) if named else container.listed
+    if plain_first or container.id in view.nicknamed:
+        name = plain_name(view, container)
+        listed = container.list_as(list_names(name, container.host, plain_first))
+    else:
+        listed = container.listed
     return listed + quoted(status) + b"}"
 
 
@@ -2642,8 +2669,9 @@ def published_ports(container: Container) -> list[str]:
 
 
 def match_name(container: Container, value: str) -> bool:
-    name, full = container.name, container.full_name
-    return matches(value, name, "/" + name, full, "/" + full)
+    """Return whether a pattern fits the name; with an @ it may speak of the host too."""
+    names = [container.name, container.full_name] if "@" in value else [container.name]
+    return any(matches(value, name, f"/{name}") for name in names)
 
 
 def match_network(container: Container, value: str) -> bool:
@@ -2676,6 +2704,7 @@ FILTERS: Mapping[str, Callable[[Container, str], bool]] = {
     "label": match_label,
     "name": match_name,
     "network": match_network,
+    "node": lambda c, v: c.host == v,  # Swarm's word for it
     "publish": lambda c, v: match_port(published_ports(c), v),
     "status": lambda c, v: c.state.get("Status") == v,
     "volume": match_volume,
@@ -2694,7 +2723,7 @@ class Listing(NamedTuple):
 
 def parse_filters(text: str) -> dict[str, tuple[str, ...]]:
     """Return filters from {"label": ["a"]} or {"label": {"a": true}}. Raises BadRequest."""
-    filters = load_object(text.encode(), "filters") if text else {}
+    filters = load_object(text.encode(), "filters") if text.strip() not in ("", "null") else {}
     found = {}
     for name, values in filters.items():
         if not isinstance(values, (list, dict)):
@@ -5713,21 +5742,21 @@ class Answers:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards what follows
         self._of: tuple[View, int] | None = None
-        self._made: dict[str, bytes] = {}  # by query
+        self._made: dict[Hashable, bytes] = {}  # by what was asked
 
     def get(
-        self, view: View, now: datetime.datetime, query: str, make: Callable[[], bytes]
+        self, view: View, now: datetime.datetime, asked: Hashable, make: Callable[[], bytes]
     ) -> bytes:
-        """Return what make() made for this query, as of this view and this second."""
+        """Return what make() made for what was asked, as of this view and this second."""
         second = int(now.timestamp())
         with self._lock:
             if self._of is None or self._of[0] is not view or self._of[1] != second:
                 self._of, self._made = (view, second), {}
-            if query not in self._made:
+            if asked not in self._made:
                 if len(self._made) >= self.MOST:
                     self._made = {}
-                self._made[query] = make()
-            return self._made[query]
+                self._made[asked] = make()
+            return self._made[asked]
 
 
 class Lately:
@@ -7430,11 +7459,10 @@ def get_info(call: Call) -> Reply:
     info.update({key: sum(i.get(key) or 0 for i in infos.values()) for key in SUMS})
     info.update({key: all(i.get(key) for i in infos.values()) for key in ABILITIES if key in info})
     info.update(
-        ID="arpanet",
+        ID=str(uuid.uuid5(uuid.NAMESPACE_OID, f"arpanet {call.node.mesh.cluster_id:x}")),
         Name="arpanet",
         Images=max([i.get("Images") or 0 for i in infos.values()], default=0),
-        ServerVersion=f"arpanet/{__version__}",
-        Driver="arpanet",
+        Arpanet={"Version": __version__},
         DriverStatus=host_lines(view, answers),
         Swarm={
             "LocalNodeState": "inactive",
@@ -7452,7 +7480,7 @@ def get_info(call: Call) -> Reply:
 def host_lines(view: View, answers: Mapping[str, Any]) -> list[list[str]]:
     """Return the lines about masters and hosts that docker info shows."""
     masters = ", ".join(f"{m.name} ({m.ip})" for _, m in sorted(view.masters.items()))
-    lines = [["Masters", masters], ["Hosts", str(len(view.hosts))]]
+    lines = [["arpanet", __version__], ["Masters", masters], ["Hosts", str(len(view.hosts))]]
     for name, host in sorted(view.hosts.items()):
         info = answers.get(name)
         well = isinstance(info, dict)
@@ -7566,9 +7594,11 @@ class Sources:
 
 
 def merge_lines(
-    sources: Sources, window_s: float, order: Callable[[dict[str, Any]], Any]
+    sources: Sources,
+    hold_s: Callable[[dict[str, Any]], float],
+    order: Callable[[dict[str, Any]], Any],
 ) -> Iterator[Line]:
-    """Yield (host, object) of all streams; each is held for a window, and leaves it in order."""
+    """Yield (host, object) of all streams; each is held for a while, and leaves it in order."""
     held: list[tuple[Any, int, float, str, dict[str, Any]]] = []
     count = 0
     while sources.open or held:
@@ -7583,7 +7613,7 @@ def merge_lines(
             continue
         if item:
             count += 1
-            heapq.heappush(held, (order(item[1]), count, time.monotonic() + window_s, *item))
+            heapq.heappush(held, (order(item[1]), count, time.monotonic() + hold_s(item[1]), *item))
 
 
 JOIN_S = 1.0
@@ -7667,13 +7697,21 @@ class EventSources(Sources):
 EVENT_WINDOW_S = 0.25
 
 
+def hold_event(opened_at: float, event: Mapping[str, Any]) -> float:
+    """Return how long an event is held: one that is being told of the past waits for its like.
+
+    One that happens while the stream is followed goes out at once, but not before those.
+    """
+    if event.get("timeNano", 0) < opened_at * 10**9:
+        return EVENT_WINDOW_S
+    return min(EVENT_WINDOW_S, max(0.0, opened_at + EVENT_WINDOW_S - utc_now().timestamp()))
+
+
 def name_event(host: str, event: dict[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
-    """Return an event with @HOST in its container's name, or its network's one id."""
+    """Return an event with its host among the attributes, and its network's one id."""
     actor = event.get("Actor") or {}
     attributes = dict(actor.get("Attributes") or {}, host=host)
     changed = dict(actor, Attributes=attributes)
-    if event.get("Type") == "container" and attributes.get("name"):
-        attributes["name"] += f"@{host}"
     if event.get("Type") == "network" and attributes.get("name") in ids:
         changed["ID"] = ids[attributes["name"]]
     return dict(event, Actor=changed)
@@ -7703,14 +7741,15 @@ def is_of_network(event: Mapping[str, Any], known: str, values: Sequence[str]) -
 
 def get_events(call: Call) -> Reply:
     """Merge the events of all hosts. A network that is removed has its id to the end."""
-    view = call.view_for_read()
+    view, opened_at = call.view_for_read(), utc_now().timestamp()
     target, ids = events_target(call, view), dict(view.network_ids)
     streams = open_streams(call, view, target)
     networks = parse_filters(call.text("filters")).get("network", ())
 
     def lines() -> Iterator[bytes]:
         sources = Sources(streams) if call.text("until") else EventSources(call, streams, target)
-        for host, event in merge_lines(sources, EVENT_WINDOW_S, lambda e: e.get("timeNano", 0)):
+        hold_s = functools.partial(hold_event, opened_at)
+        for host, event in merge_lines(sources, hold_s, lambda e: e.get("timeNano", 0)):
             ids.update(call.node.view.network_ids)
             named = name_event(host, event, ids)
             if is_of_network(event, named["Actor"].get("ID") or "", networks):
@@ -7735,11 +7774,20 @@ def get_containers(call: Call) -> Reply:
     make = functools.partial(make_listing, call, view, now)
     asks_hosts = call.flag("size") or "ancestor" in parse_filters(call.text("filters"))
     if not asks_hosts:  # those would be asked while others wait for the lock of the answers
-        return Reply(200, call.node.answers.get(view, now, call.query_text, make), JSON)
+        asked = (call.query_text, wants_plain(call))
+        return Reply(200, call.node.answers.get(view, now, asked, make), JSON)
     entries = json.loads(make())
     if call.flag("size"):
         add_sizes(view, entries)
     return json_reply(entries)
+
+
+PLAIN_CLIENTS = ("compose/", "docker-compose/")  # put the first name before lines of logs
+
+
+def wants_plain(call: Call) -> bool:
+    """Return whether a client is to find NAME before NAME@HOST in a listing."""
+    return call.headers.get("User-Agent").startswith(PLAIN_CLIENTS)
 
 
 def make_listing(call: Call, view: View, now: datetime.datetime) -> bytes:
@@ -7748,7 +7796,8 @@ def make_listing(call: Call, view: View, now: datetime.datetime) -> bytes:
     if "ancestor" in filters:
         filters["ancestor"] += find_ancestry(view, filters)
     listing = Listing(call.flag("all"), call.number("limit"), filters)
-    entries = [list_entry(view, c, now) for c in list_containers(view, listing)]
+    plain_first = wants_plain(call)
+    entries = [list_entry(view, c, now, plain_first) for c in list_containers(view, listing)]
     return b"[" + b",".join(entries) + b"]\n"
 
 
@@ -7762,22 +7811,59 @@ def add_sizes(view: View, entries: list[dict[str, Any]]) -> None:
                 entry[key] = sizes[entry["Id"]][key]
 
 
+def known_details(container: Container, error: str) -> dict[str, Any]:
+    """Return of an engine's inspect what the slave has published, with an error in its state."""
+    summary, needs = container.summary, container.needs
+    state = {k: v for k, v in container.state.items() if k != "Health"}
+    health = container.state.get("Health") or "none"
+    if health != "none":
+        state["Health"] = {"Status": health, "FailingStreak": 0, "Log": []}
+    ports: dict[str, list[dict[str, str]]] = {port: [] for port in container.expose}
+    for p in summary.get("Ports") or ():
+        bound = ports.setdefault(f"{p['PrivatePort']}/{p.get('Type', 'tcp')}", [])
+        if p.get("PublicPort"):
+            bound.append({"HostIp": p.get("IP", ""), "HostPort": str(p["PublicPort"])})
+    return {
+        "Id": container.id,
+        "Created": f"{container.created}Z",
+        "State": dict(state, Error=error),
+        "Image": summary.get("ImageID", ""),
+        "Config": {
+            "Image": summary.get("Image", ""),
+            "Labels": summary.get("Labels") or {},
+            "ExposedPorts": {port: {} for port in container.expose},
+        },
+        "HostConfig": dict(
+            summary.get("HostConfig") or {}, Memory=needs.memory_bytes, NanoCpus=needs.nano_cpus
+        ),
+        "Mounts": summary.get("Mounts") or [],
+        "NetworkSettings": {
+            "Networks": container.networks,
+            "Ports": {port: bound or None for port, bound in ports.items()},
+        },
+    }
+
+
 def describe_container(call: Call, container: Container, details: Any) -> dict[str, Any]:
-    """Return the engine's inspect, with NAME@HOST, the links as they were typed, and the host."""
+    """Return the engine's inspect, with the links as they were typed, and the host."""
     view = call.node.view
     found: dict[str, Any] = details
-    found["Name"] = f"/{shown_name(view, container)}"
+    found["Name"] = f"/{plain_name(view, container)}"
     if host := view.hosts.get(container.host):  # else it was forgotten meanwhile
         found["Host"] = {"Name": host.name, "IP": host.ip}
-    name, links = found["Name"].partition("@")[0], view.declared_of(container).links
+    links = view.declared_of(container).links
     if links:
-        found["HostConfig"]["Links"] = [f"/{k.target}:{name}/{k.alias}" for k in links]
+        found["HostConfig"]["Links"] = [f"/{k.target}:{found['Name']}/{k.alias}" for k in links]
     return with_network_ids(found, view.network_ids)
 
 
 def inspect_container(call: Call) -> Reply:
+    """Pass on the engine's inspect; of a container whose host is down, what is known of it."""
     container = call.container()
-    details = call.forward(container).read_json()
+    try:
+        details = call.forward(container).read_json()
+    except EngineDown as e:
+        details = known_details(container, f"Host Down: {e}")
     return json_reply(describe_container(call, container, details))
 
 
@@ -7937,17 +8023,17 @@ logs_or_ended = or_ended(pass_container, tell_ended_logs)
 
 
 def stats_container(call: Call) -> Reply:
-    """Pass the figures on, with NAME@HOST as the name."""
+    """Pass the figures on, with the name that inspect says."""
     container = call.container()
     reply = call.forward(container)
     if reply.status != 200:
         return engine_reply(call, container, reply)
+    name = f"/{plain_name(call.node.view, container)}"
 
     def lines() -> Iterator[bytes]:
         for line in read_lines(reply.blocks()):
             figures = json.loads(line)
-            figures["name"] = f"/{container.full_name}"
-            yield dump_json(figures) + b"\n"
+            yield dump_json(dict(figures, name=name)) + b"\n"
 
     return Reply(200, headers=JSON, stream=lines())
 
@@ -8072,10 +8158,18 @@ def join_image(
     return {**image, **{key: -1 if -1 in pair else sum(pair) for key, pair in figures.items()}}
 
 
+def usage_names(call: Call, host: str, entry: Mapping[str, Any]) -> list[str]:
+    """Return the names that a listing says for an engine's entry, known or not."""
+    known = call.node.view.containers.get(entry["Id"])
+    own = next((n[1:] for n in entry["Names"] or () if n.count("/") == 1), "")
+    name = plain_name(call.node.view, known) if known else own
+    return list_names(name, host, wants_plain(call))
+
+
 def get_disk_usage(call: Call) -> Reply:
     """Add up docker system df: images by id, with what they take on all hosts, as layers do.
 
-    Containers are by NAME@HOST.
+    Containers are named as in a listing.
     """
     view = call.view_for_read()
     answers = require_answers(ask_hosts(view, "GET", call.target(), None, 60.0))
@@ -8090,8 +8184,8 @@ def get_disk_usage(call: Call) -> Reply:
         for volume in usage.get("Volumes") or ():
             volumes.setdefault(volume["Name"], volume)
         for entry in usage.get("Containers") or ():
-            names = [f"{n}@{host}" for n in entry["Names"] if n.count("/") == 1]
-            containers.append(dict(with_network_ids(entry, view.network_ids), Names=names))
+            entry = with_network_ids(entry, view.network_ids)
+            containers.append(dict(entry, Names=usage_names(call, host, entry)))
         cache += usage.get("BuildCache") or []
     total = {
         key: sum(usage.get(key) or 0 for usage in answers.values())
@@ -9164,7 +9258,8 @@ def pull_image(call: Call) -> Reply:
     streams = open_streams(call, view, call.target())
 
     def lines() -> Iterator[bytes]:
-        for source, progress in noting_names(call, merge_lines(Sources(streams), 0.0, lambda _: 0)):
+        merged = merge_lines(Sources(streams), lambda _: 0, lambda _: 0)
+        for source, progress in noting_names(call, merged):
             key = "id" if progress.get("id") else "status"
             led = {key: f"{source}: {progress[key]}"} if progress.get(key) else {}
             yield dump_json({**progress, **led}) + b"\r\n"
@@ -15301,6 +15396,8 @@ def add_flags(parser: argparse.ArgumentParser, role: str, verb: str) -> None:
             how: dict[str, Any] = {"metavar": row.metavar}
             if not row.metavar:
                 how = {"action": "store_const", "const": "1"}
+            elif row.parse is parse_flag:
+                how = {"nargs": "?", "const": "1", "metavar": row.metavar}
             elif row.metavar.endswith(",…]"):
                 how["action"] = "append"
             parser.add_argument(row.flag, dest=f"set_{row.name}", help=text, **how)

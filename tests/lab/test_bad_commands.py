@@ -394,6 +394,8 @@ def test_a_dead_host_may_be_told_to_leave_by_another_and_its_volumes_forgotten(n
 
     eventually("h3 counts as down", is_down)
     assert "Host Down" in output(net, "ps", "-a", "--filter", "name=db")
+    known = output(net, "inspect", "-f", "{{.Name}} {{.Host.Name}} {{.State.Error}}", "db")
+    assert known.startswith("/db h3 Host Down: host h3")
     net["h1"].run(list(leave))
     until("h3 has left", lambda: set(hosts(net)) == {"h1", "h2"})
     done = docker(net, "create", "--name", "db", "-v", "data:/data", "busybox", check=False)

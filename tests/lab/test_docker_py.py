@@ -62,7 +62,7 @@ def make(name: str, *command: str, image: str = "busybox", **options: Any) -> An
 
 
 def host_of(container: Any) -> str:
-    return str(container.name.partition("@")[2])
+    return str(container.attrs["Host"]["Name"])
 
 
 def outputs(image: str, *command: str) -> dict[str, bytes]:
@@ -109,7 +109,7 @@ def test_a_container_run_through_one_master_is_listed_and_got_through_the_others
         make(f"seen-{host}")
     for master in HOSTS:
         listed = via(master).containers.list(filters={"name": "seen-"})
-        assert {c.name.partition("@")[0] for c in listed} == {f"seen-{h}" for h in HOSTS}, listed
+        assert {c.name for c in listed} == {f"seen-{h}" for h in HOSTS}, listed
         assert {host_of(c) for c in listed} == set(HOSTS), listed
         for container in listed:
             got = via(master).containers.get(container.name)
@@ -118,9 +118,9 @@ def test_a_container_run_through_one_master_is_listed_and_got_through_the_others
             got.reload()
             assert via(master).containers.get(container.short_id).id == container.id
     newest = via("h3").containers.list(all=True, limit=1)
-    assert [c.name.partition("@")[0] for c in newest] == ["seen-h3"], newest
+    assert [c.name for c in newest] == ["seen-h3"], newest
     before = via("h2").containers.list(filters={"before": "seen-h3"})
-    assert {c.name.partition("@")[0] for c in before} == {"seen-h1", "seen-h2"}, before
+    assert {c.name for c in before} == {"seen-h1", "seen-h2"}, before
     sparse = via("h2").containers.list(sparse=True, filters={"name": "seen-h2"})
     assert sparse[0].attrs["State"] == "running", sparse[0].attrs
 
@@ -169,7 +169,7 @@ def test_wait_returns_the_exit_code_and_rename_moves_the_name() -> None:
     assert via("h2").containers.get("waited").wait()["StatusCode"] == 7
     via("h3").containers.get("waited").rename("waited2")
     renamed = via("h1").containers.get("waited2")
-    assert renamed.name.partition("@")[0] == "waited2"
+    assert renamed.name == "waited2"
     refused(NotFound, 404, "No such container: waited", lambda: via("h1").containers.get("waited"))
     make("other")
     conflict = 'Conflict. The container name "/other" is already in use by container'
@@ -551,7 +551,8 @@ def test_info_version_df_and_ping_speak_for_all_hosts() -> None:
         assert info["NCPU"] == 3 * (os.cpu_count() or 0), info["NCPU"]
         assert info["Warnings"] == [w for w in info["Warnings"] if "down" not in w]
         usage = via(host).df()
-        assert [f"/{container.name}"] in [c["Names"] for c in usage["Containers"]], usage
+        both = [f"/{container.name}@{host_of(container)}", f"/{container.name}"]
+        assert both in [c["Names"] for c in usage["Containers"]], usage
         tags = [tag for image in usage["Images"] for tag in image["RepoTags"] or ()]
         assert sorted(set(tags)) == sorted(tags), tags
     container.remove(force=True)
@@ -615,7 +616,7 @@ def auto_name() -> None:
     names = set()
     for master in HOSTS:
         made = via(master).containers.create("busybox", "true")
-        names.add(made.name.partition("@")[0])
+        names.add(made.name)
         other = via(master).containers.run("busybox", ["echo", "hi"], remove=True)
         assert other == b"hi\n"
         made.remove()
@@ -631,7 +632,7 @@ def naming_net(net: Lab) -> Lab:
     """Return the lab with masters that give names to containers."""
     for name in HOSTS:
         net[name].run(["arpanet", "master", "stop"])
-        net[name].run(["arpanet", "master", "start"], env={"ARPANET_AUTO_NAME": "1"})
+        net[name].run(["arpanet", "master", "start", "--auto-name"])
     return net
 
 

@@ -39,7 +39,7 @@ def engine_output(lab: Lab, host: str, *words: str) -> str:
 
 
 def host_of(lab: Lab, name: str) -> str:
-    return output(lab, "inspect", "--format", "{{.Name}}", name).partition("@")[2]
+    return output(lab, "inspect", "--format", "{{.Host.Name}}", name)
 
 
 def run_everywhere(lab: Lab, image: str, *command: str) -> dict[str, str]:

@@ -63,7 +63,7 @@ def digest(net: Lab) -> str:
     """Return the SHA-256 of /tmp/big in container big, which is on another host than h1."""
     for name in ("small", "big"):
         docker(net, "run", "-d", "--init", "--name", name, "busybox", "sleep", "10000")
-    assert output(net, "inspect", "-f", "{{.Name}}", "big") == "/big@h2"
+    assert output(net, "inspect", "-f", "{{.Host.Name}}", "big") == "h2"
     fill = f"head -c {SIZE_BYTES} /dev/urandom >/tmp/big; sha256sum </tmp/big"
     return output(net, "exec", "big", "sh", "-c", fill).split()[0]
 
@@ -92,7 +92,7 @@ def test_save_and_load_are_exact_and_so_is_the_way_to_another_host(net: Lab, dig
             docker(net, "run", "--name", f"heavy{number}", "heavy", "sha256sum", "/tmp/big")
     names = [f"heavy{number}" for number in range(3)]
     assert {output(net, "logs", name).split()[0] for name in names} == {digest}
-    assert len({output(net, "inspect", "-f", "{{.Name}}", n).partition("@")[2] for n in names}) == 3
+    assert len({output(net, "inspect", "-f", "{{.Host.Name}}", n) for n in names}) == 3
     docker(net, "rm", *names)
     docker(net, "rmi", "heavy")
     net.client.path("/run/heavy.tar").unlink()
@@ -192,7 +192,7 @@ def quiet(net: Lab) -> str:
         if not output(net, "ps", "-q", "--filter", f"name={name}"):
             command = ["sh", "-c", "echo head; exec cat"]
             docker(net, "run", "-di", "--name", name, "busybox", *command)
-    assert output(net, "inspect", "-f", "{{.Name}}", "quiet") != "/quiet@h1"
+    assert output(net, "inspect", "-f", "{{.Host.Name}}", "quiet") != "h1"
     return output(net, "inspect", "-f", "{{.ID}}", "quiet")
 
 

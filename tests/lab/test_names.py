@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
+from urllib.parse import quote
 
 import pytest
 from clients import (
@@ -19,7 +20,7 @@ from clients import (
     remove_containers,
     transcript,
 )
-from conftest import HOSTS, docker, etcdctl, eventually, output, until
+from conftest import HOSTS, curl, docker, etcdctl, eventually, output, until
 from lab import Lab
 
 SLEEP = ("busybox", "sleep", "1000")
@@ -334,3 +335,45 @@ def test_a_claim_that_is_done_late_is_undone(net: Lab, table: str) -> None:
     docker(net, "create", "--name", "late", "-v", "late:/data", "busybox")
     docker(net, "rm", "late")
     docker(net, "volume", "rm", "late")
+
+
+def test_a_listing_has_both_names_and_the_rest_says_the_plain_one(net: Lab) -> None:
+    docker(net, "run", "-d", "--name", "web@h2", *SLEEP)
+    docker(net, "run", "-d", "--name", "h2", *SLEEP)
+    both = ["/web@h2", "/web"]
+    path = "/containers/json?filters=" + quote('{"name": ["^/web$"]}')
+    for program_name, names in (("curl/8", both), ("compose/2.40", both[::-1]), ("x", both)):
+        words = curl(net["h3"], path, "-A", program_name)
+        (entry,) = json.loads(net.client.run(words).stdout)
+        assert entry["Names"] == names
+    for name, found in (("^web$", ["web@h2"]), ("web@h2", ["web@h2"]), ("web@h1", [])):
+        listed = output(net, "ps", "--filter", f"name={name}", "--format", "{{.Names}}")
+        assert listed.split() == found, name
+    named_h2 = output(net, "ps", "-q", "--no-trunc", "--filter", "name=h2", via="h3")
+    assert named_h2 == output(net, "inspect", "-f", "{{.Id}}", "h2")
+    on_h2 = output(net, "ps", "--filter", "node=h2", "--format", "{{.Names}}").split()
+    assert on_h2 == output(net, "ps", "--filter", "host=h2", "--format", "{{.Names}}").split()
+    assert "web@h2" in on_h2
+    assert output(net, "inspect", "-f", "{{.Name}} {{.Host.Name}}", "web@h2") == "/web h2"
+    usage = json.loads(ask(net, "GET", "/system/df").text)
+    assert both in [entry["Names"] for entry in usage["Containers"]]
+
+
+LISTS = ("/containers/json", "/images/json", "/networks", "/volumes", "/events?until=1")
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_filters_that_are_null_are_none(net: Lab, path: str) -> None:
+    path += ("&" if "?" in path else "?") + "filters=null"
+    assert ask(net, "GET", path).status == 200
+
+
+def test_info_says_an_engines_versions_and_an_id_that_all_masters_share(net: Lab) -> None:
+    infos = [json.loads(net.client.run(curl(net[h], "/info")).stdout) for h in HOSTS]
+    bare = engine_json(net["h1"], "/info")
+    ours = {(i["ServerVersion"], i["Driver"], i["ID"]) for i in infos}
+    ((version, driver, network_id),) = ours
+    assert (version, driver) == (bare["ServerVersion"], bare["Driver"])
+    assert network_id not in ("arpanet", bare["ID"])
+    assert re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", network_id)
+    assert re.match(r"\d+\.\d+", infos[0]["Arpanet"]["Version"])

@@ -98,7 +98,7 @@ def test_without_a_login_push_and_pull_are_refused_in_the_registrys_words(
 def test_run_pulls_to_the_chosen_host_alone(net: Lab, pushed: str) -> None:
     done = docker(net, "run", "--name", "puller", pushed, via="h2")
     assert done.stdout == "pulled\n"
-    where = output(net, "inspect", "--format", "{{.Name}}", "puller").partition("@")[2]
+    where = output(net, "inspect", "--format", "{{.Host.Name}}", "puller")
     assert hosts_with(net, pushed) == [where]
     docker(net, "rm", "puller")
     docker(net, "rmi", pushed, via="h3")

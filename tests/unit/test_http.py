@@ -626,7 +626,10 @@ PATHS = [
 def test_a_path_has_many_forms(api: Api, target: str) -> None:
     answer = api.get(target)
     assert answer.status == 200
-    assert [c["Names"] for c in json.loads(answer.body)] == [["/db@h2"], ["/web@h1"]]
+    assert [c["Names"] for c in json.loads(answer.body)] == [
+        ["/db@h2", "/db"],
+        ["/web@h1", "/web"],
+    ]
 
 
 TRICKS = [
@@ -930,9 +933,14 @@ def test_a_request_whose_client_was_told_that_it_failed_is_not_begun() -> None:
 
 def test_a_host_that_is_down_is_said(api: Api) -> None:
     api.node.view = view(container("web", "h1"), down=["h1"])
-    answer = api.get("/containers/web/json")
+    answer = api.get("/containers/web/top")
     assert answer.status == 503
     assert "host h1 (127.9.0.1) is down" in answer.message
+    known = api.get("/containers/web/json")
+    details = json.loads(known.body)
+    assert (known.status, details["Name"], details["Host"]["Name"]) == (200, "/web", "h1")
+    assert details["State"]["Status"] == "running"
+    assert details["State"]["Error"].startswith("Host Down: host h1 (127.9.0.1) is down")
 
 
 def test_a_fault_of_ours_says_nothing_of_its_inside(
@@ -1273,6 +1281,6 @@ def test_a_listing_has_what_has_just_changed(api: Api) -> None:
         api.node.view = view(container(name))
         for _ in range(2):
             (entry,) = json.loads(api.get("/containers/json?all=1").body)
-            assert entry["Names"] == [f"/{name}@h1"]
+            assert entry["Names"] == [f"/{name}@h1", f"/{name}"]
     api.node.view = view(container("one"), down=["h1"])
     assert json.loads(api.get("/containers/json?all=1").body)[0]["Status"] == "Host Down"

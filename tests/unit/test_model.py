@@ -361,7 +361,7 @@ def test_an_entry_has_its_host_and_says_when_that_is_down() -> None:
     web = container("web", "h1", Image="busybox")
     entry = json.loads(arpanet.list_entry(view(web), web, NOW))
     assert (entry["Names"], entry["Status"], entry["Image"]) == (
-        ["/web@h1"],
+        ["/web@h1", "/web"],
         "Up 5 minutes",
         "busybox",
     )
@@ -438,9 +438,13 @@ FILTERED: list[tuple[str, list[str], list[str]]] = [
     ("name", ["d"], ["db", "old"]),
     ("name", ["^/db$"], ["db"]),
     ("name", ["db@h2"], ["db"]),
+    ("name", ["^/db@h2$"], ["db"]),
+    ("name", ["db@h1"], []),
+    ("name", ["h2"], []),
     ("name", ["db", "web"], ["web", "db"]),
     ("name", ["("], []),
     ("network", ["front"], ["web"]),
+    ("node", ["h2", "h3"], ["fresh", "db", "old"]),
     ("network", ["beef"], ["web"]),
     ("publish", ["8080"], ["web"]),
     ("publish", ["80"], []),
@@ -574,7 +578,9 @@ def test_the_newer_of_two_is_shown_and_found_under_another_name_and_told_about()
     seen = view(OLD, NEW, names=names_of("h1", OLD.id))
     assert [arpanet.shown_name(seen, c) for c in (OLD, NEW)] == ["web@h1", "web-bbbbbb@h2"]
     names = [json.loads(arpanet.list_entry(seen, c, NOW))["Names"] for c in (OLD, NEW)]
-    assert names == [["/web@h1"], ["/web-bbbbbb@h2"]]
+    assert names == [["/web@h1", "/web"], ["/web-bbbbbb@h2", "/web-bbbbbb"]]
+    names = [json.loads(arpanet.list_entry(seen, c, NOW, True))["Names"] for c in (OLD, NEW)]
+    assert names == [["/web", "/web@h1"], ["/web-bbbbbb", "/web-bbbbbb@h2"]]
     found = {r: find_container(seen, r) for r in ("web", "web-bbbbbb", "web-bbbbbb@h2", "web@h2")}
     assert found == {"web": OLD, "web-bbbbbb": NEW, "web-bbbbbb@h2": NEW, "web@h2": NEW}
     (told,) = arpanet.list_conflicts(seen)

@@ -103,6 +103,14 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
     assert getattr(read_settings({name: text}, {}, {}, "box", role_of(name)), name) == value
 
 
+@pytest.mark.parametrize(
+    ("words", "text"), [([], None), (["--auto-name"], "1"), (["--auto-name", "0"], "0")]
+)
+def test_a_flag_of_yes_or_no_may_be_typed_bare(words: list[str], text: str | None) -> None:
+    typed = arpanet.build_parser().parse_args(["master", "start", *words, "--api-port", "1"])
+    assert (typed.set_auto_name, typed.set_api_port) == (text, "1")
+
+
 def test_the_file_has_comments_quotes_and_exports(tmp_path: Path) -> None:
     path = tmp_path / "arpanet.env"
     path.write_text("# a remark\n\n A = 1 \nexport B='two = 2'\nC=\"3\"\nD=\n")

@@ -294,6 +294,8 @@ def test_the_clock_of_the_wall_decides_nothing() -> None:
         "EventSources.__init__",  # since when events are wanted, in the engines' own terms
         "ask_facts",  # how far a clock is off
         "get_containers",  # "Up 2 hours"
+        "get_events",  # what happened before is told in order
+        "hold_event",
         "new_meaning",  # compared only with what was named on an engine while its slave was away
         "own_facts",
         "prune_networks",  # older than "24h"
