@@ -289,7 +289,14 @@ def read_world(lab: Lab) -> World:
     """Return all that is there now."""
     engines, volumes = {}, {}
     for host in lab.hosts:
-        words = ["docker", "ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}}"]
+        words = [
+            "docker",
+            "ps",
+            "-a",
+            "--no-trunc",
+            "--format",
+            '{{.ID}} {{index (split .Names ",") 0}}',
+        ]
         rows = [line.split() for line in host.run(words).stdout.splitlines()]
         engines[host.name] = {row[0]: row[-1].split(",")[0] for row in rows}
         words = ["docker", "volume", "ls", "--format", "{{.Name}}"]

@@ -85,7 +85,7 @@ class Project:
         chosen = f"label=com.docker.compose.service={service}" if service else label
         rows = output(
             self.lab, "ps", "--no-trunc", "--filter", label, "--filter", chosen,
-            "--format", "{{.Names}} {{.ID}}",
+            "--format", '{{index (split .Names ",") 0}} {{.ID}}',
         )  # fmt: skip
         return dict(row.split() for row in rows.splitlines())
 

@@ -929,6 +929,7 @@ SHAPES = [
     (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z| ?[+-]\d\d:?\d\d( [A-Z]+)?)?", "TIME"),
     (r"(Less than|About) an? (second|minute|hour)( ago)?", "AGO"),
     (r"\b\d+ (seconds?|minutes?|hours?|days?|weeks?|months?|years?)( ago)?", "AGO"),
+    (r"\b([\w.-]+)@h[1-3],\1(?=\s)", r"\1"),  # both names, by ps --no-trunc
     (r"@h[1-3]\b", ""),
     (r"\barpanet[ /]\d+\.\d+\.\d+", "arpanet VERSION"),
     (r"(?<=host=)h[1-3]\b|(?<=\")h[1-3](?=\")", "HOST"),

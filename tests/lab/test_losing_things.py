@@ -112,7 +112,13 @@ def status_of(lab: Lab, name: str, via: str = "h1") -> str:
 
 def listed(lab: Lab, via: str) -> list[str]:
     """Return what docker ps says there, without the ages."""
-    words = ["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.State}}"]
+    words = [
+        "ps",
+        "-a",
+        "--no-trunc",
+        "--format",
+        '{{.ID}} {{index (split .Names ",") 0}} {{.State}}',
+    ]
     return sorted(output(lab, *words, via=via).splitlines())
 
 

@@ -232,7 +232,13 @@ def make_things(net: Lab) -> list[str]:
 
 
 def listed(net: Lab, via: str) -> list[str]:
-    words = ["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.State}}"]
+    words = [
+        "ps",
+        "-a",
+        "--no-trunc",
+        "--format",
+        '{{.ID}} {{index (split .Names ",") 0}} {{.State}}',
+    ]
     return sorted(output(net, *words, via=via).splitlines())
 
 
