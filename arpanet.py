@@ -3041,9 +3041,9 @@ def link_wish(text: str) -> LinkWish:
     return LinkWish(reference, alias)
 
 
-def is_volume_name(name: str) -> bool:
-    """Return whether a volume was given a name: that of an anonymous one is 64 digits."""
-    return not re.fullmatch("[0-9a-f]{64}", name)
+def is_anonymous(volume: str) -> bool:
+    """Return whether an engine invented a volume's name, which no volume ever has again."""
+    return bool(re.fullmatch("[0-9a-f]{64}", volume))
 
 
 def volume_name(container: str, path: str) -> str:
@@ -3177,12 +3177,22 @@ def require_link_targets(view: View, wish: CreateWish) -> list[Container]:
     return found
 
 
+def user_of(view: View, volume: str) -> str:
+    """Return the host of a container that has a volume, "" if none has: its pin may be to come."""
+    users = (
+        c.host
+        for c in view.containers.values()
+        if any(mount.get("Name") == volume for mount in c.summary.get("Mounts") or ())
+    )
+    return min(users, default="")
+
+
 def pins_of(view: View, wish: CreateWish) -> dict[str, str]:
     """Return the hosts that the wish is bound to, each with the reason. Raises BadRequest."""
     pins: dict[str, str] = {}
     for volume in wish.volumes:
-        if volume in view.volumes:
-            host = view.volumes[volume].host
+        host = view.volumes[volume].host if volume in view.volumes else user_of(view, volume)
+        if host:
             pins.setdefault(host, f"volume {volume} is on {host}")
     for reference in wish.companions:
         companion = find_container(view, reference)
@@ -3471,6 +3481,13 @@ class Placement(NamedTuple):
         return "; ".join(filter(None, (self.asked, self.chosen)))
 
 
+TOGETHER = (
+    "; they are apart because nothing said that they belong together: make one of them anew with "
+    "-e ARPANET_AFFINITY1=container==NAME of the other, or type: "
+    "arpanet move --with-volumes NAME HOST"
+)
+
+
 def place(
     view: View,
     wish: CreateWish,
@@ -3500,6 +3517,7 @@ def place(
     fitting = [name for name, reason in refused.items() if not reason]
     if not fitting:
         told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        told += TOGETHER if len(pins) > 1 else ""
         raise NoRoom(f"no host can take {wish.name}: {told}")
     ports = {name: check_ports(choice, view.hosts[name]) for name in fitting}
     best = min(fitting, key=lambda h: (h in shunned, ports[h] != "", rank(choice, view.hosts[h])))
@@ -8116,19 +8134,21 @@ def prune(call: Call) -> Reply:
         for container_id in answer.get("ContainersDeleted") or ():
             publish(call.node, host, container_id)
         for volume in answer.get("VolumesDeleted") or ():
-            call.node.mesh.delete(key_of("volumes", volume))
+            call.node.mesh.delete(key_of("volumes", volume), value=dump_json({"host": host}))
     total = add_up([*answers.values()])
     forget_images(call, total.get("ImagesDeleted") or ())
     return json_reply(total)
 
 
 def add_up(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one answer of prune for those of all hosts."""
+    """Return one answer of prune for those of all hosts; null where none said more than that."""
     total: dict[str, Any] = {}
     for answer in answers:
         for key in (f"{kind}Deleted" for kind in PRUNED):
             if key in answer:
-                total[key] = (total.get(key) or []) + (answer[key] or []) or None
+                total.setdefault(key, None)
+                if answer[key] is not None:
+                    total[key] = (total[key] or []) + answer[key]
         if "SpaceReclaimed" in answer:
             total["SpaceReclaimed"] = total.get("SpaceReclaimed", 0) + answer["SpaceReclaimed"]
     return total
@@ -8889,8 +8909,8 @@ class Mover:
             Put(key_of("names", old.name), name),
             self._chore(old.host, old.id, "remove", [volume.name for volume in self._cargo]),
         ]
-        named = [volume.name for volume in self._cargo if is_volume_name(volume.name)]
-        puts += [Put(key_of("volumes", volume), dump_json({"host": host})) for volume in named]
+        pin = dump_json({"host": host})
+        puts += [Put(key_of("volumes", volume.name), pin) for volume in self._cargo]
         if wish.reschedule:
             recipe = self._recipe._replace(host=host)
             puts.append(Put(key_of("recipes", made), dump_json(recipe._asdict())))
@@ -9545,23 +9565,27 @@ def join_network(call: Call) -> Reply:
 
 
 def create_volume(call: Call) -> Reply:
-    """Make a volume on one host, which it is pinned to; a known name answers as it is."""
+    """Make a volume on one host, which it is pinned to; a known name answers as it is.
+
+    One without a name gets it from the engine, with the labels by which that engine prunes it.
+    """
     body = load_object(call.body.read(), "the body")
-    name = str(body.get("Name") or secrets.token_hex(32))
-    node, key = call.node, key_of("volumes", name)
-    view = call.view_for_change()
-    wish = read_create("volume", {"HostConfig": {"Binds": [f"{name}:/volume"]}})
-    host = place(view, wish, pins_of(view, wish), policy=node.policy).host
-    new = name not in view.volumes and node.mesh.claim_all({key: dump_json({"host": host})})
-    if not new:
-        host = node.sync_view().volumes[name].host
-    engine = node.require_engine(node.view, host)
-    try:
-        made = engine.fetch("POST", f"{call.prefix}/volumes/create", dict(body, Name=name))
-    except EngineError:
-        if new:
-            node.mesh.delete(key)
-        raise
+    name, node = str(body.get("Name") or ""), call.node
+    binds = [f"{name}:/volume"] if name else []
+    wish = read_create("volume", {"HostConfig": {"Binds": binds}})
+    with contextlib.ExitStack() as undo:
+        view, claimed = call.view_for_change(), False
+        while not claimed:
+            host = place(view, wish, pins_of(view, wish), policy=node.policy).host
+            rows = volume_rows(view, wish, host)
+            claimed = claim_volumes(node, rows, undo)
+            view = view if claimed else node.sync_view()  # somebody else was first
+        engine = node.require_engine(view, host)
+        made = engine.fetch("POST", f"{call.prefix}/volumes/create", body)
+        if rows or not name:
+            node.mesh.write(key_of("volumes", made["Name"]), dump_json({"host": host}))
+        give_up_all(node, rows)
+        undo.pop_all()
     return json_reply(made, 201)
 
 
@@ -13289,12 +13313,22 @@ class Slave:
                 mesh.delete(key, value=entry.value)
 
     def _adopt_volumes(self) -> None:
-        """Pin the named volumes that are here to this host: arpanet may not have made them."""
+        """Pin the volumes that are here to this host: arpanet may not have made them."""
+        host, known = self.settings.hostname, self.node.view.volumes
         with engine_errors():
             volumes = (self.engine.volumes() or {}).get("Volumes") or ()
-        self._volumes = frozenset(v["Name"] for v in volumes if is_volume_name(v["Name"]))
+        self._volumes = frozenset(v["Name"] for v in volumes)
         for name in self._volumes:
             self._adopt_volume(name)
+        for name in known.keys() - self._volumes:
+            if known[name] == VolumePin(host, settled=True):
+                self._release_volume(name)
+
+    def _release_volume(self, name: str) -> None:
+        """Delete the pin of an anonymous volume that is gone from here; no other gets its name."""
+        if is_anonymous(name):
+            row = dump_json({"host": self.settings.hostname})
+            self.node.mesh.delete(key_of("volumes", name), value=row)
 
     def _make_networks(self) -> None:
         """Make the networks that were made through arpanet while this host was away."""
@@ -13344,11 +13378,12 @@ class Slave:
             if action in ("connect", "disconnect") and container_id:
                 self.publisher.note(container_id)
         elif event.get("Type") == "volume":
-            if action == "create" and is_volume_name(actor["ID"]):
+            if action == "create":
                 self._volumes |= {actor["ID"]}
                 self._adopt_volume(actor["ID"])
             elif action == "destroy":
                 self._volumes -= {actor["ID"]}
+                self._release_volume(actor["ID"])
         elif event.get("Type") == "image":
             self.images.note(image_news(action, actor))
         elif action in PUBLISH_ON:

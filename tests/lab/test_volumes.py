@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from concurrent import futures
 
 import pytest
-from conftest import HOSTS, docker, eventually, host_of, output, remove_all, start_all
-from lab import CommandFailed, Lab
+from clients import SOCKET, ask
+from conftest import HOSTS, docker, etcdctl, eventually, host_of, output, remove_all, start_all
+from lab import CommandFailed, Lab, ask_engine
 
 OLD = "older-than-arpanet"
 
@@ -205,3 +206,63 @@ def test_a_create_that_fails_leaves_its_volume_name_free(old: Lab) -> None:
         fill(old, host)
     docker(old, "create", "--name", "db", "-v", "vol:/data", "busybox")
     assert host_of(old, "db") == "h3"
+
+
+def test_an_anonymous_volume_is_found_by_its_name_also_when_its_container_is_gone(
+    old: Lab,
+) -> None:
+    """As compose and portainer make a service anew whose image has a VOLUME."""
+    docker(old, "run", "--name", "db", "-v", "/data", "busybox", "touch", "/data/kept")
+    home = host_of(old, "db")
+    volume = output(old, "inspect", "-f", "{{(index .Mounts 0).Name}}", "db")
+    fill(old, home)
+    mount = f"type=volume,src={volume},dst=/data"
+    for form, text in (("-v", f"{volume}:/data"), ("--mount", mount)):
+        words = ["run", "--rm", "--name", "anew", form, text, "busybox", "ls", "/data"]
+        assert output(old, *words, via="h3") == "kept"
+    docker(old, "rm", "db")
+    assert output(old, *words, via="h3") == "kept"
+    old[home].run(["arpanet", "slave", "stop"])
+    try:
+        wait_down(old, home)
+        said = refused(old, "anew", form, text, "busybox")
+        assert f"volume {volume} is on {home}" in said
+    finally:
+        old[home].run(["arpanet", "slave", "start"])
+    docker(old, "volume", "rm", volume)
+    assert not any(volume in volumes_on(old, host) for host in HOSTS)
+
+
+def test_no_pin_is_left_of_anonymous_volumes(old: Lab) -> None:
+    for number in range(3):
+        docker(old, "run", "--rm", "--name", f"c{number}", "-v", "/data", "busybox", "true")
+    docker(old, "run", "--name", "db", "-v", "/data", "busybox", "true")
+    docker(old, "rm", "-v", "db")
+
+    def none_left() -> None:
+        keys = old["h1"].run(etcdctl(old["h1"], "get", "--prefix", "--keys-only", "/arpanet/vol"))
+        assert keys.stdout.split() == [f"/arpanet/volumes/{OLD}"]
+
+    eventually("only the old volume is pinned", none_left)
+
+
+def test_what_is_pruned_is_what_the_engine_prunes(old: Lab) -> None:
+    """A volume without a name; and of two volumes of one name only the one that is not in use."""
+    docker(old, "create", "--name", "user@h1", "-v", "twin:/data", "busybox")
+    docker(old, "create", "--name", "keeper@h2", "-v", f"{OLD}:/data", "busybox")
+    old["h3"].run(["docker", "volume", "create", "twin"])
+    made = [output(old, "volume", "create"), old["h3"].run(["docker", "volume", "create"]).stdout]
+    docker(old, "volume", "prune", "-f")
+    for volume in made:
+        assert not any(volume.strip() in volumes_on(old, host) for host in HOSTS)
+    assert "twin" in volumes_on(old, "h1")
+    docker(old, "create", "--name", "again", "-v", "twin:/data", "busybox", via="h3")
+    assert host_of(old, "again") == "h1"
+
+
+def test_a_prune_that_finds_nothing_says_what_an_engine_says(old: Lab) -> None:
+    docker(old, "create", "--name", "keeper@h2", "-v", f"{OLD}:/data", "busybox")
+    for kind in ("images", "volumes", "networks", "build"):
+        path = f"/{kind}/prune"
+        _, bare = ask_engine(str(old["h1"].path(SOCKET)), "POST", path)
+        assert json.loads(ask(old, "POST", path).text) == json.loads(bare), kind

@@ -64,6 +64,12 @@ TABLE: list[tuple[str, View, CreateWish, str]] = [
     ("a name being made counts", view(names={"x": NameEntry("h1", "")}), wish(), "h2"),
     ("not a host that is down", view(down=["h1"]), wish(), "h2"),
     ("its volume's host", view(volumes={"data": "h3"}), wish(volumes=("data",)), "h3"),
+    (
+        "the host of a volume that a container has, whose pin is to come",
+        view(container("a", "h3", running=False, Mounts=[{"Name": "0af"}, {"Type": "bind"}])),
+        wish(volumes=("0af",)),
+        "h3",
+    ),
     ("a new volume pins nothing", view(), wish(volumes=("data",)), "h1"),
     ("its companion's host", view(container("a", "h2")), wish(companions=("a",)), "h2"),
     ("companion as NAME@HOST", view(container("a", "h2")), wish(companions=("a@h2",)), "h2"),
@@ -566,7 +572,13 @@ REFUSALS: list[tuple[str, View, CreateWish, list[str]]] = [
         "two volumes apart",
         view(volumes={"a": "h1", "b": "h2"}),
         wish(volumes=("a", "b")),
-        ["h1: volume b is on h2", "h2: volume a is on h1"],
+        ["h1: volume b is on h2", "h2: volume a is on h1", "belong together"],
+    ),
+    (
+        "two companions apart",
+        view(container("a", "h1"), container("b", "h2")),
+        wish(companions=("a", "b")),
+        ["h1: container b is on h2", "h2: container a", "-e ARPANET_AFFINITY1=container==NAME"],
     ),
     (
         "one reason for each host",
