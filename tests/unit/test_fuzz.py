@@ -319,6 +319,7 @@ def good_row(table: str) -> Any:
         "addresses": {"name": "web"},
         "declared": {"host": "h1", "links": [["db", "x", "198.18.0.1"]], "labels": {"a": "b"},
                      "env": ["X_NAME"]},
+        "ended": {"code": 0, "output": None, "details": {}},
     }  # fmt: skip
     return rows[table]
 
