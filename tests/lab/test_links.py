@@ -419,8 +419,8 @@ def test_links_of_an_older_arpanet_are_taken_over_once(net: Lab) -> None:
     docker(net, "run", "-d", "--name", "test1@h1", "web")
     docker(net, "run", "-d", "--name", "user@h2", "--link", "test1", "busybox", "sleep", "600")
     vip = vip_of(net, "user", "test1")
+    key = f"/arpanet/declared/{output(net, 'inspect', '-f', '{{.Id}}', 'user')}"
     net["h2"].run(["arpanet", "slave", "stop"])
-    (key,) = etcd_keys(net, "declared")
     row = net["h1"].run(etcdctl(net["h1"], "get", "--print-value-only", key)).stdout.strip()
     net["h1"].run(etcdctl(net["h1"], "del", key))
     words = etcdctl(net["h1"], "get", "--print-value-only", "/arpanet/hosts/h2")
