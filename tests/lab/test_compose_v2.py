@@ -142,6 +142,10 @@ class Project:
             assert self.read(db, path).split() == list(words), path
 
 
+# compose 2 takes the ids that a network and an image have on each host for a change
+one_id_each = pytest.mark.parametrize("project", ["1.29"], indirect=True)
+
+
 @pytest.fixture(scope="module", params=["1.29", "2.40"])
 def project(net: Lab, request: pytest.FixtureRequest) -> Iterator[Project]:
     """Yield a project that is up, and take it down with its volumes."""
@@ -156,6 +160,58 @@ def test_up_starts_all_services_over_three_hosts(project: Project) -> None:
     project.require_all()
     project.require_data("first")
     assert {row.host for row in project.running()} == set(HOSTS)
+
+
+@one_id_each
+def test_up_again_makes_not_one_container_anew(project: Project) -> None:
+    before = project.running()
+    project.run(*UP, via="h2")
+    assert project.running() == before
+    project.run(*UP, via="h3")
+    assert project.running() == before
+
+
+@one_id_each
+def test_a_changed_line_of_web_makes_web_alone_anew_with_its_port(project: Project) -> None:
+    others, old = project.ids("db", "worker"), project.ids("web")
+    project.write(web="second")
+    project.run(*UP, via="h2")
+    assert project.ids("db") <= others
+    assert not project.ids("web") & old
+    project.require_all()
+
+
+@one_id_each
+def test_a_changed_line_of_db_makes_it_anew_with_its_data(project: Project) -> None:
+    [old] = project.running("db")
+    project.write(db="second", web="second")
+    project.run(*UP)
+    [new] = project.running("db")
+    assert new.id != old.id
+    project.require_data("first", "second")
+    project.require_all()
+
+
+@one_id_each
+def test_up_with_force_recreate_makes_all_anew_with_their_data(project: Project) -> None:
+    before = project.ids()
+    project.run(*UP, "--force-recreate", via="h3")
+    assert not project.ids() & before
+    project.require_data("first", "second", "second")
+    project.require_all()
+
+
+@one_id_each
+def test_a_build_after_an_edit_is_what_every_host_runs_after_up(project: Project) -> None:
+    db = project.ids("db")
+    project.write_file("app/words", "new image\n")
+    project.run("build")
+    project.run(*UP, via="h2")
+    rows = project.running("web", "worker")
+    assert len(rows) == 4
+    assert [project.read(row, "/words") for row in rows] == ["new image\n"] * 4
+    assert project.ids("db") == db
+    project.require_all()
 
 
 def test_down_with_v_leaves_nothing(project: Project) -> None:
