@@ -21,6 +21,7 @@ Threads (name, what it owns, what ends it):
     hangup       the clients that wait for a stream, to tell when one goes; stop
     ask-HOST     one question to one host, when several are asked at once; the answer
     merge-HOST   one host's part of a merged stream; the end of the stream
+    ending       what a container that removes itself says, or returns; its end, or WATCH_S
     upload       one body on its way to an engine; the end of the body
     publish-N    a share of this host's containers, on their way to the mesh; stop
     images       what names this host's engine gave to images; stop
@@ -1103,19 +1104,29 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         raise Unavailable(f"cannot write {e.filename or path}: {e.strerror}") from e
 
 
+GATHER_THREADS = 64  # of one gather() at most
+
+
 def gather(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Return each call's result, or the ArpanetError or OSError it raised; they run at once."""
+    """Return each call's result, or the ArpanetError or OSError it raised.
+
+    GATHER_THREADS of them run at once; as soon as one is over the next begins.
+    """
     results: dict[str, Any] = {}
+    room = threading.Semaphore(GATHER_THREADS)
 
     def run(name: str, call: Callable[[], Any]) -> None:
         try:
             results[name] = call()
         except (ArpanetError, OSError) as e:
             results[name] = e
+        finally:
+            room.release()
 
-    threads = [
-        spawn(f"ask-{name}", functools.partial(run, name, call)) for name, call in calls.items()
-    ]
+    threads = []
+    for name, call in calls.items():
+        room.acquire()
+        threads.append(spawn(f"ask-{name}", functools.partial(run, name, call)))
     for thread in threads:
         thread.join()
     return {name: results.get(name, Unavailable("no answer")) for name in calls}
@@ -1789,6 +1800,7 @@ class Container:
     # network: its names there, and "TARGET:ALIAS", what it calls others there
     aliases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     calls: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    auto_remove: bool = False  # --rm
 
     @functools.cached_property
     def listed(self) -> bytes:
@@ -1851,6 +1863,8 @@ class View:
     chores: Mapping[str, Chore] = dataclasses.field(default_factory=dict)  # HOST/ID, HOST/TOKEN
     vips: Mapping[str, str] = dataclasses.field(default_factory=dict)  # container name: address
     addresses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # address: name
+    # id, and name, of a container that removed itself just now: what it left (class Ending)
+    ended: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def members(self) -> frozenset[str]:
@@ -1954,6 +1968,7 @@ SHAPES: Mapping[str, Mapping[Any, Any]] = {  # of the JSON in each table, as far
         "created": str,
         "aliases": {str: [str]},
         "calls": Maybe({str: [str]}),
+        "auto_remove": Maybe(bool),
         **NEEDS,
     },
     **dict.fromkeys(("names", "moves"), {"host": str, "id": str, **NEEDS}),
@@ -1964,6 +1979,7 @@ SHAPES: Mapping[str, Mapping[Any, Any]] = {  # of the JSON in each table, as far
     "images": {"id": str, "token": str, "given": Maybe(str)},
     "vips": {"ip": str},
     "addresses": {"name": str},
+    "ended": {"code": int, "output": Maybe(str), "details": {}},
 }
 
 
@@ -2029,6 +2045,7 @@ ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {
     "images": lambda _, value: ImageEntry(value["id"], value["token"], value.get("given") or ""),
     "vips": lambda _, value: parse_ip(value["ip"]),
     "addresses": lambda _, value: value["name"],
+    "ended": lambda _, value: value,
 }
 
 
@@ -2106,6 +2123,7 @@ def container_record(summary: Mapping[str, Any], details: Mapping[str, Any]) -> 
         "aliases": {name: sorted(n.get("Aliases") or ()) for name, n in networks.items()},
         "calls": {name: sorted(n.get("Links") or ()) for name, n in networks.items()},
         "expose": sorted((details.get("Config") or {}).get("ExposedPorts") or {}),
+        "auto_remove": bool(host_config.get("AutoRemove")),
         **asked_needs(host_config)._asdict(),
     }
 
@@ -2155,6 +2173,7 @@ def container_of(host: str, container_id: str, record: Mapping[str, Any]) -> Con
         record["created"],
         {network: tuple(names) for network, names in record["aliases"].items()},
         {network: tuple(links) for network, links in record.get("calls", {}).items()},
+        bool(record.get("auto_remove")),
     )
 
 
@@ -5252,8 +5271,10 @@ class Engine:
         if waiting:
             try:
                 return ask(Turn(waiting))
-            except EngineDown:  # closed just now; a request that may be done twice is sent anew
-                if method not in ("GET", "HEAD") or not empty:
+            except EngineDown as e:
+                # closed just now, not silent: a request that may be done twice is sent anew
+                silent = isinstance(e.__cause__, TimeoutError)
+                if silent or method not in ("GET", "HEAD") or not empty:
                     raise
         try:
             sock = dial_agent(self.host.agent, "engine", reach_s, self.host.name)
@@ -5329,6 +5350,93 @@ class Engine:
             f"the engine on {self.host.name} ({self.host.ip}) cannot be reached: {cause}; "
             f"what runs on other hosts goes on; on {self.host.name} try: arpanet slave status"
         )
+
+
+WATCH_S = 5.0  # for as long a container that removes itself is watched from its start on
+ENDED_S = 10  # for as long what it said and returned is kept then
+ENDED_BYTES = 64 * 1024  # of its output; of one that says more, the output is not kept
+
+
+class Ending:
+    """What a container that removes itself says and returns, kept for who asks for it too late.
+
+    To be made before it starts. Of one that runs for longer than WATCH_S nothing is kept: who
+    asks then is no later than at one engine. Raises EngineDown, EngineError.
+    """
+
+    def __init__(
+        self, mesh: Mesh, engine: Engine, container: Container, details: Mapping[str, Any]
+    ) -> None:
+        self._mesh, self._container, self._details = mesh, container, details
+        path = f"/containers/{container.id}"
+        self._said = engine.send(
+            "POST", f"{path}/attach?stream=1&stdout=1&stderr=1", timeout_s=WATCH_S
+        )
+        try:
+            self._wait = engine.send("POST", f"{path}/wait?condition=next-exit", timeout_s=WATCH_S)
+        except BaseException:
+            self._said.close()
+            raise
+        self._output: bytes | None = None
+        self._begun = utc_now()
+        self._due = time.monotonic() + WATCH_S
+        self._ended = threading.Event()  # it ends, or is not watched any more
+        self._reader = spawn("ending", self._read)
+        self._writer = spawn("ending", self._keep)
+
+    def settle(self) -> None:
+        """Wait until what it left can be read by all, if it has ended."""
+        if self._ended.is_set():
+            self._writer.join(WATCH_S)
+
+    def give_up(self) -> None:
+        """Watch no more: it did not start."""
+        self._wait.cut()
+        self._said.cut()
+
+    def _read(self) -> None:
+        blocks = []
+        try:
+            for block in self._said.blocks():
+                blocks.append(block)
+                if sum(map(len, blocks)) > ENDED_BYTES or time.monotonic() > self._due:
+                    return
+            self._output = b"".join(blocks)
+        except EngineDown:  # it says nothing for long, or was not started
+            pass
+        finally:
+            self._said.close()
+
+    def _keep(self) -> None:
+        try:
+            code = int(self._wait.read_json()["StatusCode"])
+            self._ended.set()
+            self._reader.join(1.0)
+            now = utc_now()
+            output = self._output
+            state = {
+                **self._details["State"],
+                "Status": "exited",
+                "ExitCode": code,
+                "StartedAt": self._begun.isoformat().replace("+00:00", "Z"),
+                "FinishedAt": now.isoformat().replace("+00:00", "Z"),
+            }
+            row = dump_json(
+                {
+                    "code": code,
+                    "output": None if output is None else base64.b64encode(output).decode(),
+                    "details": {**self._details, "State": state},
+                }
+            )
+            lease = self._mesh.grant(ENDED_S)
+            names = (self._container.id, self._container.name)
+            puts = [Put(key_of("ended", name), row, lease) for name in names]
+            self._mesh.commit([], puts)
+        except (ArpanetError, KeyError, TypeError, ValueError) as e:
+            log.debug("kept nothing of %s: %s", self._container.id[:12], e)
+        finally:
+            self._ended.set()
+            self._said.cut()
 
 
 # ==== Node ===================================================================
@@ -5416,6 +5524,24 @@ class Answers:
             return self._made[query]
 
 
+class Lately:
+    """What was found out no longer than a second ago; who asks meanwhile waits for it."""
+
+    KEEP_S = 1.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards what follows
+        self._text, self._due = "", 0.0
+
+    def get(self, make: Callable[[], str]) -> str:
+        """Return what make() returned lately, or returns now; it is made by one at a time."""
+        with self._lock:
+            if time.monotonic() >= self._due:
+                self._text = make()
+                self._due = time.monotonic() + self.KEEP_S
+            return self._text
+
+
 class Round:
     """One read that is shared: who waits for it, and what it came to."""
 
@@ -5494,6 +5620,8 @@ class Node:
         self.settings, self.mesh, self.stop = settings, mesh, stop
         self.view = View()
         self.exec_hosts: Recent[str] = Recent()  # exec id: host
+        self.endings: Recent[Ending] = Recent(1000)  # by a container's id, and by its name
+        self.waited: Recent[bool] = Recent(1000)  # ids of containers that somebody waited for here
         self.pull_hosts: Recent[str] = Recent(1000)  # its image_name(): host that a create waits on
         self.builds: Recent[Build] = Recent(1000)
         self.settled: Recent[ImageEntry] = Recent()  # "HOST NAME": what the name was seen to mean
@@ -5501,6 +5629,7 @@ class Node:
         self.given_up: Recent[tuple[str, bytes]] = Recent(1000)  # claims: their keys and values
         self.tunnels = Tunnels()
         self.answers = Answers()
+        self.silent = Lately()  # which masters do not answer, in words
         self._revision = SharedRead(mesh.read_revision)
         self._revision_soon = SharedRead(self._read_soon)
         self._read_s = READ_S
@@ -7407,17 +7536,23 @@ def add_sizes(view: View, entries: list[dict[str, Any]]) -> None:
                 entry[key] = sizes[entry["Id"]][key]
 
 
+def describe_container(call: Call, container: Container, details: Any) -> dict[str, Any]:
+    """Return the engine's inspect, with NAME@HOST, the links as they were typed, and the host."""
+    view = call.node.view
+    found: dict[str, Any] = details
+    found["Name"] = f"/{shown_name(view, container)}"
+    if host := view.hosts.get(container.host):  # else it was forgotten meanwhile
+        found["Host"] = {"Name": host.name, "IP": host.ip}
+    links = [f"/{k.target}:{found['Name'].partition('@')[0]}/{k.alias}" for k in container.links]
+    if links:
+        found["HostConfig"]["Links"] = links
+    return found
+
+
 def inspect_container(call: Call) -> Reply:
-    """Pass on the engine's inspect, with NAME@HOST, the links as they were typed, and the host."""
     container = call.container()
     details = call.forward(container).read_json()
-    host = call.node.view.hosts[container.host]
-    details["Name"] = f"/{shown_name(call.node.view, container)}"
-    details["Host"] = {"Name": host.name, "IP": host.ip}
-    links = [f"/{k.target}:{details['Name'].partition('@')[0]}/{k.alias}" for k in container.links]
-    if links:
-        details["HostConfig"]["Links"] = links
-    return json_reply(details)
+    return json_reply(describe_container(call, container, details))
 
 
 def as_typed(words: bytes, container_id: str, reference: str) -> bytes:
@@ -7452,6 +7587,97 @@ def change_container(call: Call) -> Reply:
     return engine_reply(call, container, reply)
 
 
+def watch_ending(call: Call, container: Container) -> Ending | None:
+    """Watch a container that removes itself, unless who started it waits for it already."""
+    if not container.auto_remove or call.node.waited.get(container.id):
+        return None
+    engine = call.engine_of(container)
+    try:
+        details = engine.fetch("GET", f"/containers/{container.id}/json")
+        described = describe_container(call, container, details)
+        ending = Ending(call.node.mesh, engine, container, described)
+    except (EngineDown, EngineError) as e:  # to start it says it better
+        log.debug("cannot watch container %s: %s", container.id[:12], e)
+        return None
+    for name in (container.id, container.name):
+        call.node.endings.put(name, ending)
+    return ending
+
+
+def start_container(call: Call) -> Reply:
+    """Do as change_container(); one that removes itself may be gone before the answer."""
+    container = call.container(change=True)
+    ending = watch_ending(call, container)
+    reply = call.forward(container)
+    publish(call.node, container.host, container.id)
+    if ending:
+        if reply.status == 204:
+            ending.settle()
+        else:
+            ending.give_up()
+    return engine_reply(call, container, reply)
+
+
+def find_ended(call: Call) -> Mapping[str, Any]:
+    """Return what was kept of the path's container, which removed itself; {} for nothing."""
+    view, reference = call.node.view, call.params["container"].partition("@")[0]
+    ending = call.node.endings.get(reference)
+    if ending:
+        ending.settle()
+    if ending or find_container(view, reference):  # its news may be on their way
+        view = call.view_for_read()
+    return view.ended.get(reference, {})
+
+
+Handler = Callable[["Call"], "Reply"]
+GOING = (404, 409, 500)  # what an engine says of a container that is gone, or half gone
+
+
+def or_ended(handler: Handler, tell: Callable[[Call, Mapping[str, Any]], Reply | None]) -> Handler:
+    """Return a handler that tells what was kept of a container that removed itself just now."""
+
+    def handle(call: Call) -> Reply:
+        try:
+            reply = handler(call)
+        except ArpanetError as e:
+            told = tell_ended(call, e.status, tell)
+            if told is None:
+                raise
+            return told
+        return tell_ended(call, reply.status, tell) or reply
+
+    return handle
+
+
+def tell_ended(
+    call: Call, status: int, tell: Callable[[Call, Mapping[str, Any]], Reply | None]
+) -> Reply | None:
+    """Return what can be told in place of an answer of that status, None for nothing."""
+    ended = find_ended(call) if status in GOING else {}
+    return tell(call, ended) if ended else None
+
+
+def tell_ended_logs(call: Call, ended: Mapping[str, Any]) -> Reply | None:
+    """Return the kept output, None when it was not kept or more is asked than is known of it."""
+    plain = all(call.text(name) in ("", "0", "all") for name in ("since", "until", "tail"))
+    if ended["output"] is None or not plain or call.flag("timestamps"):
+        return None
+    output = base64.b64decode(ended["output"])
+    if ended["details"]["Config"]["Tty"]:
+        return Reply(200, output, (("Content-Type", STREAM_TYPES[0]),))
+    wanted = {number for number, name in ((1, "stdout"), (2, "stderr")) if call.flag(name)}
+    kept = b"".join(frame for frame in split_frames(output) if frame[0] in wanted)
+    return Reply(200, kept, (("Content-Type", STREAM_TYPES[1]),))
+
+
+def split_frames(output: bytes) -> Iterator[bytes]:
+    """Yield the frames of a multiplexed stream with their heads: (which, 0, 0, 0, length)."""
+    while output:
+        end = 8 + int.from_bytes(output[4:8], "big")
+        yield output[:end]
+        output = output[end:]
+
+
 def kill_container(call: Call) -> Reply:
     """Do as change_container(); the engine's words for a container that is not there differ."""
     try:
@@ -7463,6 +7689,7 @@ def kill_container(call: Call) -> Reply:
 def wait_container(call: Call) -> Reply:
     """Pass the head on at once: docker run starts the container only when it has it."""
     container = call.container()
+    call.node.waited.put(container.id, True)
     reply = call.forward(container)
     if reply.status != 200:
         return engine_reply(call, container, reply)
@@ -7474,6 +7701,13 @@ def wait_container(call: Call) -> Reply:
             yield block
 
     return Reply(200, headers=JSON, stream=blocks())
+
+
+wait_or_ended = or_ended(
+    wait_container, lambda _, ended: json_reply({"StatusCode": ended["code"], "Error": None})
+)
+inspect_or_ended = or_ended(inspect_container, lambda _, ended: json_reply(ended["details"]))
+logs_or_ended = or_ended(pass_container, tell_ended_logs)
 
 
 def stats_container(call: Call) -> Reply:
@@ -9032,7 +9266,7 @@ class Route(NamedTuple):
 
     verbs: str
     path: str
-    handler: Callable[[Call], Reply]
+    handler: Handler
     fate: str  # a key of FATES
 
 
@@ -9063,14 +9297,14 @@ ROUTES = (
     Route("GET", "/containers/json", get_containers, "answered"),
     Route("POST", "/containers/create", create_container, "placed"),
     Route("POST", "/containers/prune", prune, "on all"),
-    Route("GET", "/containers/{container}/json", inspect_container, "routed"),
+    Route("GET", "/containers/{container}/json", inspect_or_ended, "routed"),
     Route("GET", "/containers/{container}/top", pass_container, "routed"),
-    Route("GET", "/containers/{container}/logs", pass_container, "routed"),
+    Route("GET", "/containers/{container}/logs", logs_or_ended, "routed"),
     Route("GET", "/containers/{container}/changes", pass_container, "routed"),
     Route("GET", "/containers/{container}/export", pass_container, "routed"),
     Route("GET", "/containers/{container}/stats", stats_container, "routed"),
     Route("POST", "/containers/{container}/resize", pass_container, "routed"),
-    Route("POST", "/containers/{container}/start", change_container, "routed"),
+    Route("POST", "/containers/{container}/start", start_container, "routed"),
     Route("POST", "/containers/{container}/stop", change_container, "routed"),
     Route("POST", "/containers/{container}/restart", change_container, "routed"),
     Route("POST", "/containers/{container}/kill", kill_container, "routed"),
@@ -9080,7 +9314,7 @@ ROUTES = (
     Route("POST", "/containers/{container}/rename", rename_container, "routed"),
     Route("POST", "/containers/{container}/attach", pass_container, "routed"),
     Route("GET", "/containers/{container}/attach/ws", pass_container, "routed"),
-    Route("POST", "/containers/{container}/wait", wait_container, "routed"),
+    Route("POST", "/containers/{container}/wait", wait_or_ended, "routed"),
     Route("DELETE", "/containers/{container}", change_container, "routed"),
     Route("DELETE", "/containers/{container}/{alias}", remove_link, "routed"),
     Route("GET|HEAD|PUT", "/containers/{container}/archive", pass_container, "routed"),
@@ -9148,7 +9382,7 @@ class Matcher(NamedTuple):
 
     verbs: frozenset[str]
     pattern: re.Pattern[str]
-    handler: Callable[[Call], Reply]
+    handler: Handler
 
 
 def matcher_of(row: Route) -> Matcher:
@@ -9165,7 +9399,7 @@ MATCHERS = tuple(matcher_of(row) for row in ROUTES)
 DOT_SEGMENT = re.compile("(?:/|%2f)(?:[.]|%2e){1,2}(?:/|%2f|$)", re.IGNORECASE)
 
 
-def find_handler(call: Call) -> Callable[[Call], Reply]:
+def find_handler(call: Call) -> Handler:
     """Return the handler of a call, its path's parameters filled in.
 
     Raises NotFound in the engine's words, also for a path with another verb, as the engine does;
@@ -9199,7 +9433,14 @@ def check_api(prefix: str, versions: ApiRange) -> None:
 
 
 def silent_masters(node: Node) -> str:
-    """Return which masters do not answer, as the end of a sentence, "" when none is known."""
+    """Return which masters do not answer, as the end of a sentence, "" when none is known.
+
+    They are asked once a second at most, however many requests fail.
+    """
+    return node.silent.get(lambda: ask_silent_masters(node))
+
+
+def ask_silent_masters(node: Node) -> str:
     try:
         silent = [m for m in node.report().get("masters", ()) if not m["answers"]]
     except MeshDown:

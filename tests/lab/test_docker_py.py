@@ -590,6 +590,27 @@ def test_errors_have_the_class_the_status_and_the_words_of_docker() -> None:
     made.remove()
 
 
+@on_client
+def test_what_ends_at_once_and_removes_itself_is_heard_all_the_same() -> None:
+    for number in range(20):
+        here, there = via(HOSTS[number % 3]), via(HOSTS[(number + 1) % 3])
+        words = ["sh", "-c", "echo out; echo err >&2; exit 3"]
+        for ask in ("run", "id", "name"):
+            name = f"brief-{ask}-{number}"
+            if ask == "run":
+                said = here.containers.run("busybox", "echo hi", name=name, auto_remove=True)
+                assert said == b"hi\n"
+                continue
+            made = here.containers.create("busybox", words, name=name, auto_remove=True)
+            made.start()
+            reference = made.id if ask == "id" else name
+            assert there.api.wait(reference)["StatusCode"] == 3
+            assert here.api.logs(reference, stderr=False) == b"out\n"
+            assert there.api.logs(reference, stdout=False) == b"err\n"
+            assert here.api.wait(reference, condition="removed")["StatusCode"] == 3
+            assert not here.containers.list(all=True, filters={"id": made.id})
+
+
 def auto_name() -> None:
     names = set()
     for master in HOSTS:

@@ -90,6 +90,17 @@ def test_a_read_whose_connection_was_closed_meanwhile_is_sent_again() -> None:
         assert [len(requests) for requests in agent.connections] == [2, 1]
 
 
+def test_an_engine_that_is_silent_is_waited_for_once() -> None:
+    silence = b"HTTP/1.1 200"  # and no more
+    with agent_of(ANSWER, silence, ANSWER, ANSWER) as agent:
+        assert agent.engine.fetch("GET", "/x") is True
+        with pytest.raises(EngineDown, match="timed out"):
+            agent.engine.fetch("GET", "/slow", timeout_s=0.2)
+        assert [len(requests) for requests in agent.connections] == [2]
+        for _ in range(2):
+            assert agent.engine.fetch("GET", "/x") is True
+
+
 def test_a_change_is_never_sent_twice() -> None:
     with agent_of(ANSWER, b"", ANSWER) as agent:
         assert agent.engine.fetch("GET", "/x") is True

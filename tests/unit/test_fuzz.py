@@ -317,6 +317,7 @@ def good_row(table: str) -> Any:
         "images": {"id": "sha256:1", "token": "t"}, "volumes": {"host": "h1"},
         "networks": {"create": {"Name": "net"}}, "vips": {"ip": "198.18.0.1"},
         "addresses": {"name": "web"},
+        "ended": {"code": 0, "output": None, "details": {}},
     }  # fmt: skip
     return rows[table]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import io
 import itertools
 import json
@@ -13,7 +14,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import types
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -484,6 +487,7 @@ def api(server: Api) -> Api:
     server.mesh.revision = 7
     server.node.view = view(container("web", "h1"), container("db", "h2", created=2000))
     server.node.report = dict
+    server.node.silent = arpanet.Lately()
     return server
 
 
@@ -826,6 +830,82 @@ def test_a_refusal_for_want_of_a_majority_names_the_masters_that_are_missing(api
     api.mesh.revision, api.node.report = 0, lambda: {"masters": masters}
     answer = api.get("/containers/web/start", method="POST")
     assert answer.message == "no quorum; missing: h2 (10.0.0.1), ? (10.0.0.2)"
+
+
+def test_masters_are_asked_once_a_second_however_many_requests_fail(api: Api) -> None:
+    asked: list[int] = []
+
+    def report() -> dict[str, Any]:
+        asked.append(1)
+        return {"masters": [{"name": "h2", "ip": "10.0.0.1", "answers": False}]}
+
+    api.mesh.revision, api.node.report, api.node.silent = 0, report, arpanet.Lately()
+    api.node.silent.KEEP_S = 600.0
+    calls = {
+        str(n): functools.partial(api.get, "/containers/web/start", method="POST")
+        for n in range(50)
+    }
+    said = {answer.message for answer in arpanet.gather(calls).values()}
+    assert said == {"no quorum; missing: h2 (10.0.0.1)"}
+    assert len(asked) == 1
+
+
+def test_a_fan_out_starts_no_more_threads_than_it_may() -> None:
+    lock, running, most = threading.Lock(), [0], [0]
+
+    def ask(number: int) -> int:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.002)
+        with lock:
+            running[0] -= 1
+        if number == 400:
+            raise OSError("it is down")
+        return number
+
+    answers = arpanet.gather({str(n): functools.partial(ask, n) for n in range(500)})
+    assert 1 < most[0] <= 64
+    assert isinstance(answers.pop("400"), OSError)
+    assert answers == {str(n): n for n in range(500) if n != 400}
+
+
+def test_a_fault_in_one_question_of_a_fan_out_leaves_the_others_theirs() -> None:
+    def ask(number: int) -> int:
+        if number % 2:
+            raise RuntimeError("a fault")
+        return number
+
+    answers = arpanet.gather({str(n): functools.partial(ask, n) for n in range(300)})
+    assert all(answers[str(n)] == n for n in range(0, 300, 2))
+    assert all(isinstance(answers[str(n)], arpanet.Unavailable) for n in range(1, 300, 2))
+
+
+def test_a_head_with_a_password_is_not_kept() -> None:
+    for field in ("X-Registry-Auth: c2VjcmV0", "x-registry-config: e30", "Authorization: Basic YQ"):
+        text = f"POST /images/create HTTP/1.1\r\nHost: a\r\n{field}".encode()
+        head = arpanet.read_head(text)
+        assert head.headers.get(field.partition(":")[0])
+        assert arpanet.read_head(text) is not head
+    plain = b"GET /_ping HTTP/1.1\r\nHost: a"
+    assert arpanet.read_head(plain) is arpanet.read_head(plain)
+
+
+def test_a_filter_that_asks_hosts_holds_no_other_listing_up(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def find(*_: object) -> tuple[str, ...]:
+        assert not api.node.answers._lock.locked()
+        asked.append(1)
+        return ()
+
+    monkeypatch.setattr(arpanet, "find_ancestry", find)
+    for word in ("ancestor", "\\u0061ncestor"):
+        filters = urllib.parse.quote(f'{{"{word}":["x"]}}')
+        assert api.get(f"/containers/json?filters={filters}").status == 200
+    assert len(asked) == 2
 
 
 def test_a_master_says_whether_it_has_a_majority(api: Api) -> None:

@@ -289,6 +289,8 @@ def test_the_clock_of_the_wall_decides_nothing() -> None:
     ]
     assert sorted(shown) == [
         "ApiConnection._send_head",  # Date
+        "Ending.__init__",  # StartedAt
+        "Ending._keep",  # FinishedAt
         "EventSources.__init__",  # since when events are wanted, in the engines' own terms
         "ask_facts",  # how far a clock is off
         "get_containers",  # "Up 2 hours"
