@@ -1768,6 +1768,29 @@ class Chore(NamedTuple):
     volumes: tuple[str, ...] = ()  # that go with the container
 
 
+STANDARD_NETWORKS = ("bridge", "host", "none")
+
+
+class NetworkEntry(NamedTuple):
+    """A network that was made through arpanet (networks/NAME)."""
+
+    id: str  # in all answers, whatever the engine of each host calls it
+    create: Mapping[str, Any]  # what each engine is asked to make
+
+
+def network_id(name: str, made: str = "") -> str:
+    """Return the id of a network that all hosts have, by its name and what tells its making."""
+    return hashlib.sha256(f"{name} {made}".encode()).hexdigest()
+
+
+STANDARD_IDS = MappingProxyType({name: network_id(name) for name in STANDARD_NETWORKS})
+
+
+def shared_ids(networks: Mapping[str, NetworkEntry]) -> Mapping[str, str]:
+    """Return the id of each network that all hosts have, by its name."""
+    return {**STANDARD_IDS, **{name: entry.id for name, entry in networks.items()}}
+
+
 class Cargo(NamedTuple):
     """A volume that goes along with its container, and where it is mounted."""
 
@@ -1801,6 +1824,8 @@ class Container:
     aliases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     calls: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     auto_remove: bool = False  # --rm
+    # name: id, of the networks that all hosts have
+    network_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def listed(self) -> bytes:
@@ -1811,6 +1836,7 @@ class Container:
         """Return the same by another name."""
         entry = {k: v for k, v in self.summary.items() if k != "Status"}
         entry["Names"] = [f"/{name}"]
+        entry = with_network_ids(entry, self.network_ids)
         return dump_plain(entry)[:-1] + b',"Status":'
 
     @property
@@ -1855,7 +1881,7 @@ class View:
     containers: Mapping[str, Container] = dataclasses.field(default_factory=dict)  # by id
     names: Mapping[str, NameEntry] = dataclasses.field(default_factory=dict)
     volumes: Mapping[str, VolumePin] = dataclasses.field(default_factory=dict)
-    networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    networks: Mapping[str, NetworkEntry] = dataclasses.field(default_factory=dict)
     images: Mapping[str, ImageEntry] = dataclasses.field(default_factory=dict)
     recipes: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)  # by container id
     # name: its next host; the id is the token of the move
@@ -1886,6 +1912,11 @@ class View:
             if entry and entry.id != c.id and entry.id in self.containers:
                 found[c.id] = self.containers[entry.id]
         return found
+
+    @functools.cached_property
+    def network_ids(self) -> Mapping[str, str]:
+        """Return the id of each network that all hosts have, by its name."""
+        return shared_ids(self.networks)
 
     @functools.cached_property
     def newest_first(self) -> tuple[Container, ...]:
@@ -2022,6 +2053,12 @@ def chore_of(name: str, value: dict[str, Any]) -> Chore:
     return Chore(value["name"], value["token"], value["verb"], tuple(value["volumes"]))
 
 
+def network_of(name: str, value: dict[str, Any]) -> NetworkEntry:
+    """Return a network of all hosts; every master finds the same id in its row."""
+    made = value.get("token") or dump_json(value["create"]).decode()  # rows of old had no token
+    return NetworkEntry(network_id(name, str(made)), value["create"])
+
+
 def split_key(name: str) -> tuple[str, str]:
     """Return the host and the id in the key of a container or a chore."""
     host, _, container_id = name.partition("/")
@@ -2041,7 +2078,7 @@ ROWS: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {
     "recipes": lambda _, value: Recipe(value["host"], value["query"], value["body"]),
     "chores": chore_of,
     "volumes": lambda _, value: VolumePin(value["host"], "token" not in value),
-    "networks": lambda _, value: dict(value["create"]),  # what each engine is asked to make
+    "networks": network_of,
     "images": lambda _, value: ImageEntry(value["id"], value["token"], value.get("given") or ""),
     "vips": lambda _, value: parse_ip(value["ip"]),
     "addresses": lambda _, value: value["name"],
@@ -2100,7 +2137,70 @@ def apply_changes(view: View, revision: int, changes: Iterable[Change]) -> View:
         except ValueError as e:
             log.warning("left out %r, which cannot be read: %s", change.key, e)
             rows.pop(index, None)
+    identify_networks(view, tables)
     return dataclasses.replace(view, revision=revision, **tables)
+
+
+def identify_networks(view: View, tables: dict[str, dict[str, Any]]) -> None:
+    """Give the containers in changed tables the ids of the networks that all hosts have."""
+    if "networks" in tables:
+        rows = tables.setdefault("containers", dict(view.containers))
+        changed = [*rows]
+    else:
+        rows = tables.get("containers", {})
+        changed = [key for key, c in rows.items() if view.containers.get(key) is not c]
+    ids = shared_ids(tables.get("networks", view.networks))
+    for key in changed:
+        own = {name: ids[name] for name in rows[key].networks if name in ids}
+        if own != rows[key].network_ids:
+            rows[key] = dataclasses.replace(rows[key], network_ids=own)
+
+
+# ---- networks: what has one name on all hosts has one id, though each engine has its own
+
+
+def with_network_ids(details: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
+    """Return what an engine says of a container, listed or inspected, with networks' one id.
+
+    An engine gives no id for a network that the container has not been on yet.
+    """
+    found = (details.get("NetworkSettings") or {}).get("Networks") or {}
+    shared = {name: n for name, n in found.items() if n.get("NetworkID") and name in ids}
+    if not shared:
+        return dict(details)
+    named = {name: dict(n, NetworkID=ids[name]) for name, n in shared.items()}
+    settings = dict(details["NetworkSettings"], Networks={**found, **named})
+    changed = dict(details, NetworkSettings=settings)
+    known = {n["NetworkID"]: ids[name] for name, n in shared.items()}
+    mode = (details.get("HostConfig") or {}).get("NetworkMode")
+    if mode in known:
+        changed["HostConfig"] = dict(details["HostConfig"], NetworkMode=known[mode])
+    return changed
+
+
+def with_network_id(network: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
+    """Return what an engine says of a network, listed or inspected, with its one id."""
+    return dict(network, Id=ids.get(network["Name"], network["Id"]))
+
+
+def network_named(ids: Mapping[str, str], reference: str) -> str:
+    """Return the name of the network of all hosts that a name or a whole id means, "" if none."""
+    if reference in ids:
+        return reference
+    return next((name for name, known in ids.items() if known == reference), "")
+
+
+def network_begun(ids: Mapping[str, str], start: str) -> str:
+    """Return the name of the network of all hosts whose id begins so, "" if none.
+
+    Raises BadRequest in the engine's words when there are several.
+    """
+    found = [name for name, known in ids.items() if start and known.startswith(start)]
+    if len(found) > 1:
+        raise BadRequest(
+            f"network {start} is ambiguous ({len(found)} matches found based on ID prefix)"
+        )
+    return "".join(found)
 
 
 # ---- containers
@@ -2500,8 +2600,11 @@ def match_name(container: Container, value: str) -> bool:
 
 
 def match_network(container: Container, value: str) -> bool:
+    """Return whether a container is on a network of that name or id; engines' own ids do too."""
     return any(
-        value == name or (n.get("NetworkID") or "").startswith(value)
+        value == name
+        or (n.get("NetworkID") or "").startswith(value)
+        or container.network_ids.get(name, "").startswith(value or "-")
         for name, n in container.networks.items()
     )
 
@@ -3421,9 +3524,6 @@ def decide_cargo(container: Container, details: Mapping[str, Any], allowed: bool
                 "only volumes can be moved"
             )
     return sorted(cargo, key=operator.attrgetter("path"))
-
-
-STANDARD_NETWORKS = ("bridge", "host", "none")
 
 
 def body_again(details: Mapping[str, Any], cargo: Sequence[Cargo] = ()) -> dict[str, Any]:
@@ -7461,34 +7561,54 @@ class EventSources(Sources):
 EVENT_WINDOW_S = 0.25
 
 
-def name_event(host: str, event: dict[str, Any]) -> bytes:
-    """Return an event as a line, with @HOST in its container's name."""
+def name_event(host: str, event: dict[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
+    """Return an event with @HOST in its container's name, or its network's one id."""
     actor = event.get("Actor") or {}
     attributes = dict(actor.get("Attributes") or {}, host=host)
+    changed = dict(actor, Attributes=attributes)
     if event.get("Type") == "container" and attributes.get("name"):
         attributes["name"] += f"@{host}"
-    return dump_json(dict(event, Actor=dict(actor, Attributes=attributes))) + b"\n"
+    if event.get("Type") == "network" and attributes.get("name") in ids:
+        changed["ID"] = ids[attributes["name"]]
+    return dict(event, Actor=changed)
 
 
-def events_target(call: Call) -> str:
-    """Return the path for engines, which know the container of a filter by NAME, not NAME@HOST."""
+def events_target(call: Call, view: View) -> str:
+    """Return the path for engines, which know neither NAME@HOST nor the one id of a network."""
     filters = parse_filters(call.text("filters"))
-    if not any("@" in value for value in filters.get("container", ())):
-        return call.target()
     plain = {name: list(values) for name, values in filters.items()}
-    plain["container"] = [value.partition("@")[0] for value in filters["container"]]
+    if "container" in plain:
+        plain["container"] = [value.partition("@")[0] for value in plain["container"]]
+    for value in filters.get("network", ()):
+        plain["network"] += [n for n, known in view.network_ids.items() if known.startswith(value)]
+    if plain == {name: list(values) for name, values in filters.items()}:
+        return call.target()
     query = dict(urllib.parse.parse_qsl(call.query_text), filters=dump_json(plain))
     return f"{call.prefix}/events?{urllib.parse.urlencode(query)}"
 
 
+def is_of_network(event: Mapping[str, Any], known: str, values: Sequence[str]) -> bool:
+    """Return whether an engine's event passes a filter of networks, which has the id known, too."""
+    actor = event.get("Actor") or {}
+    name = (actor.get("Attributes") or {}).get("name") or ""
+    texts = (actor.get("ID") or "", known, name)
+    return not values or any(text.startswith(value) for value in values for text in texts)
+
+
 def get_events(call: Call) -> Reply:
-    target = events_target(call)
-    streams = open_streams(call, call.view_for_read(), target)
+    """Merge the events of all hosts. A network that is removed has its id to the end."""
+    view = call.view_for_read()
+    target, ids = events_target(call, view), dict(view.network_ids)
+    streams = open_streams(call, view, target)
+    networks = parse_filters(call.text("filters")).get("network", ())
 
     def lines() -> Iterator[bytes]:
         sources = Sources(streams) if call.text("until") else EventSources(call, streams, target)
         for host, event in merge_lines(sources, EVENT_WINDOW_S, lambda e: e.get("timeNano", 0)):
-            yield name_event(host, event)
+            ids.update(call.node.view.network_ids)
+            named = name_event(host, event, ids)
+            if is_of_network(event, named["Actor"].get("ID") or "", networks):
+                yield dump_json(named) + b"\n"
 
     return Reply(200, headers=JSON, stream=lines())
 
@@ -7546,7 +7666,7 @@ def describe_container(call: Call, container: Container, details: Any) -> dict[s
     links = [f"/{k.target}:{found['Name'].partition('@')[0]}/{k.alias}" for k in container.links]
     if links:
         found["HostConfig"]["Links"] = links
-    return found
+    return with_network_ids(found, view.network_ids)
 
 
 def inspect_container(call: Call) -> Reply:
@@ -7865,7 +7985,7 @@ def get_disk_usage(call: Call) -> Reply:
             volumes.setdefault(volume["Name"], volume)
         for entry in usage.get("Containers") or ():
             names = [f"{n}@{host}" for n in entry["Names"] if n.count("/") == 1]
-            containers.append(dict(entry, Names=names))
+            containers.append(dict(with_network_ids(entry, view.network_ids), Names=names))
         cache += usage.get("BuildCache") or []
     total = {
         key: sum(usage.get(key) or 0 for usage in answers.values())
@@ -7927,28 +8047,40 @@ NOUNS = ("badger", "crane", "dolphin", "falcon", "heron", "lynx", "otter", "rave
 
 
 def name_of_network(view: View, reference: str) -> str:
-    """Return the name of a network that all hosts have, for what may be its id on one of them."""
-    known = reference in view.networks or reference in STANDARD_NETWORKS
+    """Return the name of a network that all hosts have, for what may be an id of it."""
+    known = network_named(view.network_ids, reference)
     if known or reference == "default" or ":" in reference:
-        return reference
+        return known or reference
     path = f"/networks/{urllib.parse.quote(reference, safe='')}"
     found = {n["Name"] for n in good_answers(ask_hosts(view, "GET", path)).values()}
-    return found.pop() if len(found) == 1 and found <= view.networks.keys() else reference
+    if reference not in found:
+        found = {network_begun(view.network_ids, reference)} - {""} or found
+    return found.pop() if len(found) == 1 and found <= view.network_ids.keys() else reference
 
 
 def with_network_names(view: View, body: dict[str, Any]) -> dict[str, Any]:
-    """Return what to create with the names of networks for their ids, which differ by host."""
+    """Return what to create with the names of networks for their ids, which differ by host.
+
+    So do those in the endpoints, which clients copy from an inspect.
+    """
     host_config = object_of(body, "HostConfig", "HostConfig")
     names = {r: name_of_network(view, r) for r in networks_of(body, host_config)}
-    if all(reference == name for reference, name in names.items()):
-        return body
     mode = names.get(str(host_config.get("NetworkMode")), "default")
     networking = object_of(body, "NetworkingConfig", "NetworkingConfig")
     endpoints = networking.get("EndpointsConfig") or {}
-    named = {names[reference]: endpoint for reference, endpoint in endpoints.items()}
-    networking = dict(networking, EndpointsConfig=named)
-    host_config = dict(host_config, NetworkMode=mode)
-    return dict(body, HostConfig=host_config, NetworkingConfig=networking)
+    if endpoints:
+        named = {names[r]: without_id(endpoint) for r, endpoint in endpoints.items()}
+        body = dict(body, NetworkingConfig=dict(networking, EndpointsConfig=named))
+    if host_config.get("NetworkMode"):
+        body = dict(body, HostConfig=dict(host_config, NetworkMode=mode))
+    return body
+
+
+def without_id(endpoint: Any) -> Any:
+    """Return an endpoint of a network less the network's id, which is another one on each host."""
+    if not isinstance(endpoint, dict):
+        return endpoint
+    return {key: value for key, value in endpoint.items() if key != "NetworkID"}
 
 
 def create_container(call: Call) -> Reply:
@@ -8745,14 +8877,18 @@ def inspect_image(call: Call) -> Reply:
 
 def first_answer(view: View, target: str) -> Any:
     """Return the first host's good answer. Raises the most telling failure."""
-    answers = ask_hosts(view, "GET", target)
+    return telling_answers(ask_hosts(view, "GET", target))[0]
+
+
+def telling_answers(answers: Mapping[str, Any]) -> list[Any]:
+    """Return the good answers, one at least. Raises the most telling failure."""
     if not answers:
         raise EngineDown(NO_HOST)
     down = [a for a in answers.values() if isinstance(a, (EngineDown, OSError))]
     good = good_answers(answers)
     if not good and down:
         raise EngineDown(str(down[0]))
-    return next(iter(require_answers(answers).values()))
+    return [*require_answers(answers).values()]
 
 
 def write_image(node: Node, name: str, image_id: str) -> None:
@@ -8960,17 +9096,29 @@ def with_hosts(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [dict(thing, Name=thing["Name"] + suffix) for suffix, thing in things]
 
 
+TRUE = frozenset({"1", "true"})  # of a filter that is a yes or no
+
+
 def get_networks(call: Call) -> Reply:
-    view = call.view_for_read()
-    answers = require_answers(ask_hosts(view, "GET", call.target()))
+    """List the networks of all hosts; those that hosts have by one name by chance as NAME@HOST."""
+    view, filters = call.view_for_read(), parse_filters(call.text("filters"))
+    wanted = filters.pop("id", ("",))
+    query = dict(urllib.parse.parse_qsl(call.query_text), filters=dump_json(filters))
+    answers = ask_hosts(view, "GET", f"{call.prefix}/networks?{urllib.parse.urlencode(query)}")
     shared: dict[str, dict[str, dict[str, Any]]] = {}
-    for host, listed in answers.items():
+    for host, listed in require_answers(answers).items():
         for network in listed:
-            shared.setdefault(network["Name"], {})[host] = network
+            ids = (network["Id"], view.network_ids.get(network["Name"], network["Id"]))
+            if any(matches(value, *ids) for value in wanted):
+                shared.setdefault(network["Name"], {})[host] = network
     joined: list[dict[str, Any]] = []
     for name, found in shared.items():
-        everywhere = name in STANDARD_NETWORKS or name in view.networks
-        joined += [join_networks([*found.values()])] if everywhere else with_hosts(found)
+        if name not in view.network_ids:
+            joined += with_hosts(found)
+        elif not (
+            TRUE & {*filters.get("dangling", ())} and network_users(NetworkPlace(name, view))
+        ):
+            joined.append(with_network_id(join_networks([*found.values()]), view.network_ids))
     return json_reply(joined)
 
 
@@ -8988,27 +9136,32 @@ def find_network(call: Call, view: View) -> NetworkPlace:
     """
     reference = call.params["network"]
     name, _, host = reference.rpartition("@")
-    if reference in view.networks or reference in STANDARD_NETWORKS:
-        return NetworkPlace(reference, view)
+    known = network_named(view.network_ids, reference)
+    if known:
+        return NetworkPlace(known, view)
     if host in view.hosts and name:
         return NetworkPlace(name, view.narrowed([host]))
     path = f"/networks/{urllib.parse.quote(reference, safe='')}"
-    first = first_answer(view, path)
-    if first["Name"] in view.networks or first["Name"] in STANDARD_NETWORKS:
-        return NetworkPlace(first["Name"], view)
-    found = good_answers(ask_hosts(view, "GET", path))
+    answers = ask_hosts(view, "GET", path)
+    found = good_answers(answers)
+    named = {network["Name"] for network in found.values()}
+    begun = "" if reference in named else network_begun(view.network_ids, reference)
+    first = begun or telling_answers(answers)[0]["Name"]
+    if first in view.network_ids:
+        return NetworkPlace(first, view)
     if len({network["Id"] for network in found.values()}) > 1:
         told = ", ".join(f"{reference}@{host}" for host in found)
         raise BadRequest(
             f"network {reference} is ambiguous ({len(found)} matches found on name): say {told}"
         )
-    return NetworkPlace(first["Name"], view.narrowed(found))
+    return NetworkPlace(first, view.narrowed(found))
 
 
 def inspect_network(call: Call) -> Reply:
     name, view = find_network(call, call.view_for_read())
     found = require_answers(ask_hosts(view, "GET", call.target(network=name)))
-    return json_reply(join_networks([*found.values()]))
+    joined = join_networks([*found.values()])
+    return json_reply(with_network_id(joined, call.node.view.network_ids))
 
 
 def create_network(call: Call) -> Reply:
@@ -9032,7 +9185,8 @@ def create_network(call: Call) -> Reply:
             with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
                 Engine(view.hosts[host]).fetch("DELETE", f"/networks/{made['Id']}")
         raise failures[0] if failures else EngineDown("no host is up")
-    return json_reply(next(iter(good_answers(answers).values())), 201)
+    made = next(iter(good_answers(answers).values()))
+    return json_reply(dict(made, Id=network_of(name, row).id), 201)
 
 
 def remove_network(call: Call) -> Reply:
@@ -9097,6 +9251,8 @@ def join_network(call: Call) -> Reply:
         claim_vip(call.node, container.name)
     target = call.target(network=name)
     payload = dict(body, Container=container.id)
+    if "EndpointConfig" in body:
+        payload["EndpointConfig"] = without_id(body["EndpointConfig"])
     engine = call.engine_of(container)
     headers = [("Content-Type", "application/json")]
     reply = engine.send("POST", target, headers, dump_json(payload), 60.0)
@@ -12836,7 +12992,7 @@ class Slave:
         engine = Engine(self.node.view.hosts[self.settings.hostname])
         for name in self.node.view.networks.keys() - here:
             try:
-                engine.fetch("POST", "/networks/create", dict(self.node.view.networks[name]))
+                engine.fetch("POST", "/networks/create", self.node.view.networks[name].create)
             except EngineError as e:
                 log.warning("could not make the network %s here: %s", name, e)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -387,6 +388,49 @@ def test_prune_keeps_a_network_that_a_container_of_one_host_uses(net: Lab, kind:
     docker(net, "rm", "-f", "user")
     assert output(net, "network", "prune", "-f", "--filter", "until=24h") == ""
     assert "used" in output(net, "network", "prune", "-f").splitlines()
+
+
+def test_a_network_has_one_id_in_all_that_is_said_of_it(net: Lab) -> None:
+    began = str(time.time())
+    made = docker(net, "network", "create", "one-id", via="h2").stdout.strip()
+    names = {f"one-id{n}": f"h{n}" for n in (1, 2, 3)}
+    for name, host in names.items():
+        docker(net, "run", "-d", "--init", "--name", f"{name}@{host}", "--network", made, "web")
+    bridge = output(net, "network", "inspect", "-f", "{{.Id}}", "bridge")
+    for via in HOSTS:
+        listed = output(
+            net, "network", "ls", "--no-trunc", "-q", "--filter", f"id={made[:12]}", via=via
+        )
+        assert listed == made
+        for reference in ("one-id", made, made[:9]):
+            assert output(net, "network", "inspect", "-f", "{{.Id}}", reference, via=via) == made
+        assert output(net, "network", "inspect", "-f", "{{.Id}}", "bridge", via=via) == bridge
+        of_container = "{{range .NetworkSettings.Networks}}{{.NetworkID}}{{end}}"
+        assert output(net, "inspect", "-f", of_container, *names, via=via).split() == [made] * 3
+        for value in (made, made[:12], "one-id"):
+            shown = output(net, "ps", "-aq", "--filter", f"network={value}", via=via)
+            assert len(shown.split()) == 3
+        _, found = ask(net, via, "GET", "/containers/json")
+        ids = [c["NetworkSettings"]["Networks"]["one-id"]["NetworkID"] for c in found]
+        assert ids == [made] * 3
+    docker(net, "network", "disconnect", made, "one-id2", via="h3")
+    endpoint = {"NetworkID": "0" * 64, "Aliases": ["two"]}  # as clients copy it of an inspect
+    body = {"Container": "one-id2", "EndpointConfig": endpoint}
+    assert ask(net, "h1", "POST", f"/networks/{made[:12]}/connect", body)[0] == 200
+    own = engine_output(net, "h2", "network", "inspect", "-f", "{{.Id}}", "one-id")
+    assert own != made
+    assert output(net, "network", "inspect", "-f", "{{.Id}}", own) == made  # as it was before
+    for value in (made[:12], "one-id"):
+        words = ["events", "--since", began, "--until", str(time.time()), "--format", "{{json .}}"]
+        words += ["--filter", "type=network", "--filter", f"network={value}"]
+        events = output(net, *words, via="h3").splitlines()
+        assert {json.loads(event)["Actor"]["ID"] for event in events} == {made}
+        actions = [json.loads(event)["Action"] for event in events]
+        assert [actions.count(action) for action in ("create", "connect")] == [3, 4]
+        assert "disconnect" in actions  # told twice by Docker 20.10
+    docker(net, "rm", "-f", *names)
+    docker(net, "network", "rm", made[:12], via="h3")
+    assert output(net, "network", "ls", "-q", "--filter", "name=one-id") == ""
 
 
 def test_a_network_is_also_on_a_host_whose_slave_starts_later(net: Lab) -> None:

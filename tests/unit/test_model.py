@@ -623,3 +623,30 @@ def test_a_prune_with_a_filter_that_is_not_there_is_refused(
 ) -> None:
     with pytest.raises(BadRequest):
         parse_prune(filters, datetime.datetime.now(datetime.timezone.utc))
+
+
+def test_a_networks_id_is_found_in_its_row_alike_by_all_masters_also_in_one_of_old() -> None:
+    own = "e" * 64
+    on = {"NetworkSettings": {"Networks": {"net": {"NetworkID": own}}}}
+    web = dataclasses.replace(container("web"), summary=on)
+
+    def listed_id(seen: View) -> str:
+        entry = json.loads(arpanet.list_entry(seen, seen.containers[web.id], NOW))
+        return str(entry["NetworkSettings"]["Networks"]["net"]["NetworkID"])
+
+    rows: list[dict[str, Any]] = [{"token": "a"}, {"token": "b"}, {}]
+    found = set()
+    for row in rows:
+        change = put("networks/net", {"create": {"Name": "net"}, **row})
+        seen = apply_changes(view(web), 1, [change])
+        known = listed_id(seen)
+        found.add(known)
+        assert (
+            known
+            == seen.network_ids["net"]
+            == apply_changes(View(), 2, [change]).networks["net"].id
+        )
+        for value in (known[:12], own, "net"):
+            assert list_containers(seen, Listing(True, 0, {"network": (value,)}))
+        assert listed_id(apply_changes(seen, 3, [delete("networks/net")])) == own
+    assert len(found) == 3

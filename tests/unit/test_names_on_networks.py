@@ -12,6 +12,7 @@ from builders import container, view, wish
 from arpanet import (
     Container,
     HostPort,
+    NetworkEntry,
     View,
     create_body,
     decide_links,
@@ -32,7 +33,9 @@ def on_net(name: str, host: str, *aliases: str, running: bool = True) -> Contain
 
 def shared(*containers: Container) -> View:
     """Return a view in which the network net was made through arpanet."""
-    return dataclasses.replace(view(*containers, vips=VIPS), networks={"net": {"Name": "net"}})
+    return dataclasses.replace(
+        view(*containers, vips=VIPS), networks={"net": NetworkEntry("n" * 64, {"Name": "net"})}
+    )
 
 
 WEB = on_net("web", "h1")
