@@ -5642,6 +5642,10 @@ class Ending:
         if self._ended.is_set():
             self._writer.join(WATCH_S)
 
+    def wait(self) -> None:
+        """Wait until what it left can be read by all: the engine says that it is gone."""
+        self._writer.join(WATCH_S)
+
     def give_up(self) -> None:
         """Watch no more: it did not start."""
         self._wait.cut()
@@ -7952,8 +7956,8 @@ def find_ended(call: Call) -> Mapping[str, Any]:
     """Return what was kept of the path's container, which removed itself; {} for nothing."""
     view, reference = call.node.view, call.params["container"].partition("@")[0]
     ending = call.node.endings.get(reference)
-    if ending:
-        ending.settle()
+    if ending:  # it is gone, so what it left comes in a moment
+        ending.wait()
     if ending or find_container(view, reference):  # its news may be on their way
         view = call.view_for_read()
     return view.ended.get(reference, {})
