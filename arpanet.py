@@ -3666,6 +3666,14 @@ def body_again(
     return {**body, **again, "NetworkingConfig": network}
 
 
+def fixed_addresses(details: Mapping[str, Any]) -> dict[str, str]:
+    """Return the address that was asked for (--ip, --ip6) on each network of a container."""
+    found = (details.get("NetworkSettings") or {}).get("Networks") or {}
+    wanted = {name: endpoint.get("IPAMConfig") or {} for name, endpoint in found.items()}
+    asked = {n: w.get("IPv4Address") or w.get("IPv6Address") or "" for n, w in wanted.items()}
+    return {name: ip for name, ip in asked.items() if ip}
+
+
 def decide_move(container: Container, body: Mapping[str, Any], host: str) -> CreateWish:
     """Return what a container that is moved asks for: a host, if one is named, or any other."""
     wish = read_create(container.name, body)
@@ -9060,6 +9068,10 @@ def move_container(call: Call) -> Reply:
 
     def run() -> None:
         try:
+            for network, ip in fixed_addresses(details).items():
+                note(
+                    f"leaving the address {ip} on network {network}: it is one of {container.host}"
+                )
             recipe = Recipe(container.host, "", body)
             moved = Mover(call.node, container, recipe, wish, cargo, note).run()
             news.put({"host": moved, "from": container.host})

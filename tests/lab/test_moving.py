@@ -243,3 +243,12 @@ def require_once(net: Lab, names: list[str]) -> None:
     """Raise AssertionError unless the engines have each of these once."""
     plain = [name.partition("@")[0] for name in names]
     assert sorted(name.partition("@")[0] for name in engine_names(net)) == sorted(plain)
+
+
+def test_a_fixed_address_stays_behind_and_that_is_said(moving: Lab) -> None:
+    docker(moving, "network", "create", "--subnet", "10.98.0.0/24", "fixed")
+    where = ["--network", "fixed", "--ip", "10.98.0.9"]
+    docker(moving, *RUN, "--name", "addressed@h1", *where, *SLEEP)
+    assert "leaving the address 10.98.0.9 on network fixed" in move(moving, "addressed", "h2")
+    docker(moving, "rm", "-f", "addressed")
+    docker(moving, "network", "rm", "fixed")
