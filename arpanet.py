@@ -2726,9 +2726,9 @@ def parse_filters(text: str) -> dict[str, tuple[str, ...]]:
     filters = load_object(text.encode(), "filters") if text.strip() not in ("", "null") else {}
     found = {}
     for name, values in filters.items():
-        if not isinstance(values, (list, dict)):
+        if not isinstance(values, (list, dict, type(None))):
             raise BadRequest(f"filters: {name} must hold a list of values")
-        found[name] = tuple(str(v) for v in values)
+        found[name] = tuple(str(v) for v in values or ())
     return found
 
 
@@ -2846,8 +2846,10 @@ def list_containers(view: View, listing: Listing) -> list[Container]:
 
 
 def passes(container: Container, name: str, values: Sequence[str]) -> bool:
-    """Return whether a container passes a filter: one value of it, but every label."""
-    return (all if name == "label" else any)(FILTERS[name](container, v) for v in values)
+    """Return whether a container passes a filter: one value of it, but every label; none is all."""
+    return not values or (all if name == "label" else any)(
+        FILTERS[name](container, v) for v in values
+    )
 
 
 # ---- what a create asks for
@@ -7647,6 +7649,7 @@ def merge_lines(
 
 
 JOIN_S = 1.0
+REFUSED_S = 30.0
 
 
 class EventSources(Sources):
@@ -7669,7 +7672,8 @@ class EventSources(Sources):
         self._known: dict[str, Recent[bool]] = {}
         self._latest_ns: dict[str, int] = {}
         self._join_at = 0.0
-        self._cuts: list[Callable[[], None]] = []
+        self._again_at: dict[str, float] = {}  # when a host that refused is asked again
+        self._cuts: dict[str, Callable[[], None]] = {}  # by host: what ends its latest stream
         self._gone = threading.Event()
         self._lock = threading.Lock()  # guards _cuts, and their calls
         call.on_hangup(self._end)
@@ -7684,7 +7688,7 @@ class EventSources(Sources):
         if self.open and now >= self._join_at:
             self._join_at = now + JOIN_S
             for host in self._call.node.view.living_hosts():
-                if host.name not in self.live:
+                if host.name not in self.live and now >= self._again_at.get(host.name, 0.0):
                     self.read(host.name, functools.partial(self._open, host))
         item = super().next(JOIN_S if timeout_s is None else min(timeout_s, JOIN_S))
         return item if item and self._is_new(*item) else None
@@ -7705,21 +7709,23 @@ class EventSources(Sources):
             seconds, nanos = divmod(since_ns, 10**9)
             query["since"] = f"{seconds}.{nanos:09}"
         target = f"{self._path}?{urllib.parse.urlencode(query)}"
-        reply = self._call.node.engine(host).send("GET", target, on_cut=self._on_cut)
+        on_cut = functools.partial(self._on_cut, host.name)
+        reply = self._call.node.engine(host).send("GET", target, on_cut=on_cut)
         if reply.status >= 400:
+            self._again_at[host.name] = time.monotonic() + REFUSED_S
             reply.read_json()  # raises the engine's words
         return reply
 
-    def _on_cut(self, cut: Callable[[], None]) -> None:
+    def _on_cut(self, host: str, cut: Callable[[], None]) -> None:
         with self._lock:
-            self._cuts.append(cut)
+            self._cuts[host] = cut
         if self._gone.is_set():
             cut()
 
     def _end(self) -> None:
         self._gone.set()
         with self._lock:
-            cuts = [*self._cuts]
+            cuts = [*self._cuts.values()]
         for cut in cuts:
             cut()
 
@@ -9068,10 +9074,6 @@ def move_container(call: Call) -> Reply:
 
     def run() -> None:
         try:
-            for network, ip in fixed_addresses(details).items():
-                note(
-                    f"leaving the address {ip} on network {network}: it is one of {container.host}"
-                )
             recipe = Recipe(container.host, "", body)
             moved = Mover(call.node, container, recipe, wish, cargo, note).run()
             news.put({"host": moved, "from": container.host})
@@ -9080,6 +9082,8 @@ def move_container(call: Call) -> Reply:
         finally:
             news.put(None)
 
+    for network, ip in fixed_addresses(details).items():
+        note(f"leaving the address {ip} on network {network}: it is one of {container.host}")
     spawn("move", run)
     lines = (dump_json(state) + b"\n" for state in iter(news.get, None))
     return Reply(200, headers=JSON, stream=lines)
@@ -9497,7 +9501,7 @@ def create_network(call: Call) -> Reply:
     answers = ask_hosts(view, "POST", target, body, 60.0)
     failures = [a for a in answers.values() if isinstance(a, Exception)]
     if failures or not answers:
-        call.node.mesh.delete(key)
+        call.node.mesh.delete(key, value=dump_json(row))
         for host, made in good_answers(answers).items():
             with contextlib.suppress(ArpanetError):  # the first failure is the one to tell
                 Engine(view.hosts[host]).fetch("DELETE", f"/networks/{made['Id']}")

@@ -17,7 +17,7 @@ import threading
 import time
 import types
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -1284,3 +1284,25 @@ def test_a_listing_has_what_has_just_changed(api: Api) -> None:
             assert entry["Names"] == [f"/{name}@h1", f"/{name}"]
     api.node.view = view(container("one"), down=["h1"])
     assert json.loads(api.get("/containers/json?all=1").body)[0]["Status"] == "Host Down"
+
+
+def test_a_stream_of_events_keeps_one_way_to_end_it_for_each_host_and_spares_who_refuses() -> None:
+    ended: list[int] = []
+    opened: list[str] = []
+
+    class Refusing:
+        def send(self, _method: str, target: str, on_cut: Callable[..., None]) -> Any:
+            number = len(opened)
+            opened.append(target)
+            on_cut(lambda: ended.append(number))
+            raise arpanet.EngineDown("gone")
+
+    hangups: list[Callable[[], None]] = []
+    node = types.SimpleNamespace(engine=lambda _: Refusing(), view=view())
+    call: Any = types.SimpleNamespace(node=node, on_hangup=hangups.append)
+    sources = arpanet.EventSources(call, [], "/events?type=network")
+    for _ in range(5):
+        with pytest.raises(arpanet.EngineDown):
+            sources._open(host("h1"))
+    hangups[0]()
+    assert (len(opened), ended) == (5, [4])

@@ -656,3 +656,9 @@ def test_a_networks_id_is_found_in_its_row_alike_by_all_masters_also_in_one_of_o
             assert list_containers(seen, Listing(True, 0, {"network": (value,)}))
         assert listed_id(apply_changes(seen, 3, [delete("networks/net")])) == own
     assert len(found) == 3
+
+
+def test_a_filter_without_values_keeps_nobody_out() -> None:
+    for text in ('{"name": []}', '{"label": null}', '{"network": {}}'):
+        listing = Listing(True, 0, arpanet.parse_filters(text))
+        assert len(arpanet.list_containers(FULL, listing)) == len(FULL.containers) > 0
