@@ -8303,14 +8303,14 @@ def with_network_names(view: View, body: dict[str, Any]) -> dict[str, Any]:
     """
     host_config = object_of(body, "HostConfig", "HostConfig")
     names = {r: name_of_network(view, r) for r in networks_of(body, host_config)}
-    mode = names.get(str(host_config.get("NetworkMode")), "default")
+    mode = host_config.get("NetworkMode")
     networking = object_of(body, "NetworkingConfig", "NetworkingConfig")
     endpoints = networking.get("EndpointsConfig") or {}
     if endpoints:
         named = {names[r]: without_id(endpoint) for r, endpoint in endpoints.items()}
         body = dict(body, NetworkingConfig=dict(networking, EndpointsConfig=named))
-    if host_config.get("NetworkMode"):
-        body = dict(body, HostConfig=dict(host_config, NetworkMode=mode))
+    if isinstance(mode, str) and mode in names:
+        body = dict(body, HostConfig=dict(host_config, NetworkMode=names[mode]))
     return body
 
 

@@ -432,6 +432,8 @@ def test_inspect_tells_name_and_host(net: Lab) -> None:
     (ours,) = json.loads(output(net, "inspect", "i1", via="h3"))
     (bare,) = json.loads(net[host].run(["docker", "inspect", "i1"]).stdout)
     assert ours.pop("Host") == {"Name": host, "IP": net[host].ip}
+    (network,) = json.loads(output(net, "network", "inspect", "bridge"))
+    bare["NetworkSettings"]["Networks"]["bridge"]["NetworkID"] = network["Id"]
     assert ours == bare
     assert ours["Name"] == "/i1"
     assert ours["Id"] == container_id
