@@ -9520,7 +9520,12 @@ def remove_everywhere(node: Node, place: NetworkPlace) -> None:
     name, view = place
     users = {c.host for c in view.containers.values() if name in c.networks}
     path = f"/networks/{urllib.parse.quote(name, safe='')}"
-    change_in_turn(view, users, "DELETE", path)
+    try:
+        change_in_turn(view, users, "DELETE", path)
+    except EngineError as e:
+        known = view.network_ids.get(name)
+        words = re.sub("(?<= id )[0-9a-f]{64}", known, str(e)) if known else str(e)
+        raise EngineError(e.status, words) from e
     node.mesh.delete(key_of("networks", name))
 
 
