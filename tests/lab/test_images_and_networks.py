@@ -422,7 +422,8 @@ def test_a_network_has_one_id_in_all_that_is_said_of_it(net: Lab) -> None:
     assert output(net, "network", "inspect", "-f", "{{.Id}}", own) == made  # as it was before
     for value in (made[:12], "one-id"):
         words = ["events", "--since", began, "--until", str(time.time()), "--format", "{{json .}}"]
-        events = output(net, *words, "--filter", f"network={value}", via="h3").splitlines()
+        words += ["--filter", "type=network", "--filter", f"network={value}"]
+        events = output(net, *words, via="h3").splitlines()
         assert {json.loads(event)["Actor"]["ID"] for event in events} == {made}
         actions = [json.loads(event)["Action"] for event in events]
         assert [actions.count(action) for action in ("create", "connect")] == [3, 4]
